@@ -249,7 +249,7 @@ def plan(
 
     size: bytes in all, at least `MIN_SIZE_BYTES`.
     shards: a power of two up to 1,024; None chooses one, such that `max_value_size` is at least
-        `size` / 64 whatever the machine (up to 128 GiB: a log ends at 16 GiB, and so a value at a
+        `size` / 64 whatever the machine (up to 64 GiB: a log ends at 16 GiB, and so a value at a
         sixth of that).
     avg_entry_size: bytes of key and value together that entries are expected to have; sizes the
         index.

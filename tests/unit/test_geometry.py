@@ -118,7 +118,7 @@ def check_invariants(g: Geometry, policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["evict", "keep"])
-@pytest.mark.parametrize("size", [MIB, MIB + 1, 3 * MIB, 32 * MIB, 64 * MIB, GIB, 128 * GIB])
+@pytest.mark.parametrize("size", [MIB, MIB + 1, 3 * MIB, 32 * MIB, 64 * MIB, GIB, 64 * GIB])
 @pytest.mark.parametrize("cpu_count", [1, 2, 3, 64, 4096])
 @pytest.mark.parametrize("avg_entry_size", [16, 256, MIB])
 def test_default_shards_leave_room_for_large_values(

@@ -1,0 +1,304 @@
+/* layout.h - the one source of truth for every byte of a shmcache segment.
+ *
+ * Purpose: names, sizes and offsets of all that lives in shared memory.  Python, the documents
+ * and the tests are checked against the offsets compiled from this file (see SIGNATURE below).
+ * Place: level 2 of the house, below everything; knows no Python, makes no system call.
+ *
+ * Everything is little endian, naturally aligned, and made of fixed-width integers.  A struct
+ * that two processes write is cut at cache lines (64 bytes) by who writes it.
+ *
+ *   region        offset                 holds
+ *   superblock    0                      identity, geometry (immutable), then a few mutable words
+ *   clients       clients_off            client_count x shm_client
+ *   tokens        tokens_off             token_count x SHM_TOKEN_SIZE     (cancellation tokens)
+ *   swap slots    slots_off              slot_count x slot_stride         (header, two buffers)
+ *   rings         rings_off              ring directory, then an arena    (latency rings)
+ *   shards        shards_off             shard_count x shard_stride:
+ *                                        shm_shard, index (buckets), main log, probation log
+ *
+ * A change to any struct below bumps SHM_LAYOUT_VERSION and edits docs/layout.md.
+ */
+#ifndef SHMCACHE_LAYOUT_H
+#define SHMCACHE_LAYOUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define SHM_MAGIC 0x65686361636d6873ull /* "shmcache" read as little-endian bytes */
+#define SHM_LAYOUT_VERSION 1u
+
+#define SHM_LINE 64u      /* bytes in a cache line */
+#define SHM_UNIT 16u      /* bytes in a log unit: every entry and pad is a whole number of them */
+#define SHM_BUCKET_SLOTS 8u
+#define SHM_MAX_SHARDS 1024u
+#define SHM_MAX_KEY 65535u
+#define SHM_MAX_LOG_UNITS (1u << 30) /* 16 GiB: what 30 bits of in-log offset can say */
+#define SHM_SUPERBLOCK_SIZE 4096u
+#define SHM_NAME_SIZE 64u
+#define SHM_CODEC_SIZE 32u
+#define SHM_TOKEN_SIZE 256u
+#define SHM_SLOT_HEADER_SIZE 256u
+#define SHM_RING_HEADER_SIZE 256u
+#define SHM_WAIT_BUCKETS 16u /* lock waits: bucket i counts waits below 2^i microseconds */
+
+/* ------------------------------------------------------------------ a slot word of the index
+ * One 64-bit word is all that a reader has to trust.
+ *
+ *   bits    field     meaning
+ *   0-1     visited   0..3, set by readers with CAS (saturating); the only bits a reader writes
+ *   2-3     kind      0 empty, 1 live, 2 ghost (fingerprint of an evicted entry), 3 unused
+ *   4       log       0 main, 1 probation
+ *   5-19    tag       15 bits of the key's hash
+ *   20-63   position  44 bits: lap << off_bits | offset in units; a ghost: eviction sequence
+ */
+#define SHM_W_VISITED 0x3ull
+#define SHM_W_KIND_SHIFT 2
+#define SHM_W_KIND (0x3ull << SHM_W_KIND_SHIFT)
+#define SHM_W_LOG_SHIFT 4
+#define SHM_W_LOG (0x1ull << SHM_W_LOG_SHIFT)
+#define SHM_W_TAG_SHIFT 5
+#define SHM_W_TAG_BITS 15
+#define SHM_W_TAG (((1ull << SHM_W_TAG_BITS) - 1) << SHM_W_TAG_SHIFT)
+#define SHM_W_POS_SHIFT 20
+#define SHM_W_POS_BITS 44
+#define SHM_W_POS_MASK ((1ull << SHM_W_POS_BITS) - 1)
+#define SHM_W_POS (SHM_W_POS_MASK << SHM_W_POS_SHIFT)
+_Static_assert((SHM_W_VISITED ^ SHM_W_KIND ^ SHM_W_LOG ^ SHM_W_TAG ^ SHM_W_POS) == ~0ull,
+               "the fields of a slot word tile it");
+
+#define SHM_KIND_EMPTY (0ull << SHM_W_KIND_SHIFT)
+#define SHM_KIND_LIVE (1ull << SHM_W_KIND_SHIFT)
+#define SHM_KIND_GHOST (2ull << SHM_W_KIND_SHIFT)
+
+/* -------------------------------------------------------------------- the hash of a key
+ * XXH64(key bytes, seed ^ key type).  Its bits are shared out without overlap:
+ *   0-31 bucket (multiply-shift)   32-46 tag   48-63 shard
+ */
+#define SHM_H_TAG_SHIFT 32
+#define SHM_H_SHARD_SHIFT 48
+
+/* -------------------------------------------------------------- the holder word of a lock
+ *   bits 0-31 generation   32-47 client + 1   48 contended   49-63 zero.   0: free.
+ * Holding and saying who holds are one store, so no instant exists at which a dead holder
+ * could not be named.
+ */
+#define SHM_L_CLIENT_SHIFT 32
+#define SHM_L_CONTENDED (1ull << 48)
+#define SHM_L_IDENTITY ((1ull << 48) - 1)
+
+/* ------------------------------------------------------------------------ an entry of a log
+ *   offset size field
+ *   0      4    value_len   bytes; of a pad: units, this header included
+ *   4      2    key_len     bytes
+ *   6      1    key_kind    type of the key and flags (SHM_K_*)
+ *   7      1    value_kind  how the value is encoded (SHM_V_*)
+ *   8      8    version     the shard's version at the write; kept when the entry is moved
+ *  (16     8    expiry      only with SHM_K_EXPIRES: bits 0-43 CLOCK_MONOTONIC milliseconds,
+ *                           bits 44-63 seconds of `stale` after it, as a small float)
+ *   then key_len bytes of key, value_len bytes of value, zero to fifteen bytes of nothing.
+ * Written once, before the slot names it; immutable afterwards (INV-LOG-PUBLISH).
+ */
+typedef struct shm_entry {
+    uint32_t value_len;
+    uint16_t key_len;
+    uint8_t key_kind;
+    uint8_t value_kind;
+    uint64_t version;
+} shm_entry;
+_Static_assert(sizeof(shm_entry) == SHM_UNIT, "an entry header is one unit, and so fits a pad");
+
+#define SHM_K_TYPE 0x0fu    /* the key's Python type: */
+#define SHM_K_STR 1u        /* UTF-8 (surrogates passed) */
+#define SHM_K_BYTES 2u
+#define SHM_K_INT 3u        /* 8 bytes, signed little endian */
+#define SHM_K_FLOAT 4u      /* 8 bytes, IEEE 754 little endian */
+#define SHM_K_BOOL 5u       /* 1 byte */
+#define SHM_K_NONE 6u       /* no bytes */
+#define SHM_K_UUID 7u       /* 16 bytes */
+#define SHM_K_TUPLE 8u      /* canonical encoding, see keys.py */
+#define SHM_K_NAMESPACED 0x10u /* the key belongs to a namespace: shown only through it */
+#define SHM_K_LEASE 0x20u      /* not a value but the lease of its key's initialiser */
+#define SHM_K_EXPIRES 0x40u    /* an expiry word follows the header */
+#define SHM_K_PAD 0x80u        /* no entry: filler up to the end of the log */
+
+#define SHM_V_BYTES 1u
+#define SHM_V_INT 2u      /* 8 bytes, signed little endian: what incr counts */
+#define SHM_V_STR 3u      /* UTF-8 (surrogates passed) */
+#define SHM_V_FLOAT 4u    /* 8 bytes, IEEE 754 little endian */
+#define SHM_V_NONE 5u
+#define SHM_V_FALSE 6u
+#define SHM_V_TRUE 7u
+#define SHM_V_BIGINT 8u   /* two's complement, little endian, shortest */
+#define SHM_V_CODEC 9u    /* as the segment's codec encoded it */
+#define SHM_V_LEASE 10u
+
+#define SHM_E_EXPIRY_BITS 44
+#define SHM_E_EXPIRY_MASK ((1ull << SHM_E_EXPIRY_BITS) - 1)
+
+/* --------------------------------------------------------------------------- superblock
+ * Bytes 0..checksum-1 never change after publication and are covered by `checksum`.
+ */
+typedef struct shm_superblock {
+    uint64_t magic;
+    uint32_t layout_version;
+    uint32_t client_count;
+    uint64_t signature;   /* shm_layout_signature() of the build that made it */
+    uint64_t total_size;  /* bytes of the segment */
+    uint64_t nonce;       /* random; part of the semaphores' names */
+    uint64_t hash_seed;   /* random; keys every hash of the segment */
+    uint64_t inode;       /* of the liveness file, which is the segment's own file */
+    uint64_t device;
+    uint64_t created_wall_ns; /* CLOCK_REALTIME */
+    uint64_t created_mono_ns; /* CLOCK_MONOTONIC */
+    uint32_t owner_uid;
+    uint32_t owner_gid;
+    uint32_t mode;        /* permission bits */
+    uint32_t policy;      /* SHM_POLICY_* */
+    char codec[SHM_CODEC_SIZE]; /* name, NUL padded */
+    /* geometry: offsets are bytes from the segment's start unless they say otherwise */
+    uint64_t clients_off;
+    uint64_t tokens_off;
+    uint64_t slots_off;
+    uint64_t slot_stride;     /* bytes: header and two buffers */
+    uint64_t slot_capacity;   /* bytes of one buffer */
+    uint64_t rings_off;
+    uint64_t rings_size;      /* bytes of directory and arena */
+    uint64_t shards_off;
+    uint64_t shard_stride;    /* bytes */
+    uint64_t index_off;       /* from the shard's start */
+    uint64_t main_off;        /* from the shard's start: log 0 */
+    uint64_t probation_off;   /* from the shard's start: log 1 */
+    uint32_t token_count;
+    uint32_t slot_count;
+    uint32_t ring_count;      /* entries of the ring directory */
+    uint32_t shard_count;     /* a power of two */
+    uint32_t bucket_count;    /* in each shard; even */
+    uint32_t main_units;      /* capacity of log 0 */
+    uint32_t probation_units; /* capacity of log 1; 0: there is none */
+    uint32_t budget_units;    /* live units below which nothing live is evicted (evict), or
+                                 above which a write is refused (keep) */
+    uint32_t max_entry_units; /* the largest entry that a shard takes */
+    uint32_t avg_entry_size;  /* bytes, as asked for */
+    uint32_t max_probe_buckets; /* a key lies within this many buckets of its home */
+    uint32_t reserved0;
+    uint64_t checksum;        /* XXH64, seed 0, of the bytes before it */
+
+    /* mutable words, each on a line of its own kind */
+    uint8_t pad0[2048 - 280];
+    uint32_t dead;            /* 1: unlinked; set under the gate, read by every call */
+    uint32_t persist;         /* 1: stays after its last client; set at creation or by an owner */
+    uint8_t pad1[56];
+    uint64_t owner;           /* identity word of the owner daemon's client, 0: none */
+    uint32_t owner_pid;       /* as its own namespace sees it: for people to read, nothing else */
+    uint32_t reserved1;
+    uint8_t pad2[SHM_SUPERBLOCK_SIZE - 2048 - 80];
+} shm_superblock;
+_Static_assert(offsetof(shm_superblock, checksum) == 272, "immutable part");
+_Static_assert(offsetof(shm_superblock, dead) == 2048, "mutable part");
+_Static_assert(sizeof(shm_superblock) == SHM_SUPERBLOCK_SIZE, "superblock size");
+
+#define SHM_POLICY_EVICT 0u
+#define SHM_POLICY_KEEP 1u
+
+/* ------------------------------------------------------------------------ a client slot
+ * Line 0 is written under the gate; line 1 by the client's own process, under its GIL, and is
+ * never reset: who takes the slot next adds on, so totals survive their processes.
+ */
+typedef struct shm_client {
+    uint32_t generation; /* +1 each time the slot is taken; 0 only before the first time */
+    uint32_t in_use;     /* 1 from attach to detach; what the kernel lock says counts, not this */
+    uint32_t pid;        /* for people to read */
+    uint32_t uid;
+    uint64_t attached_mono_ns;
+    uint8_t pad0[40];
+    uint64_t hits;
+    uint64_t misses;
+    uint64_t read_retries;
+    uint64_t try_attempts;
+    uint64_t try_blocked;
+    uint64_t store_failures;
+    uint64_t lock_timeouts;
+    uint64_t reserved;
+} shm_client;
+_Static_assert(sizeof(shm_client) == 128, "client slot size");
+_Static_assert(offsetof(shm_client, hits) == 64, "counters on a line of their own");
+
+/* ------------------------------------------------------------------------------- a shard
+ * All fields but `holder` are written only by the holder of the shard.  Readers load the
+ * index; on a miss probe_limit; and head only when a slot changed while they copied.
+ */
+typedef struct shm_counts { /* exact at every instant: see the note */
+    uint32_t entries;       /* live slots that are not leases, expired ones included */
+    uint32_t leases;
+    uint32_t live_units[2]; /* units of live entries in log 0 and 1 */
+} shm_counts;
+_Static_assert(sizeof(shm_counts) == 16, "counts are two words");
+
+typedef struct shm_note { /* what the holder is about to do to one slot (INV-NOTE) */
+    uint32_t armed;       /* 1 while slot and counts may disagree */
+    uint32_t slot;        /* index of the slot in the shard */
+    uint64_t word;        /* what the slot will hold */
+    shm_counts counts;    /* what the counts will be once it does */
+} shm_note;
+_Static_assert(sizeof(shm_note) == 32, "note size");
+
+typedef struct shm_shard {
+    /* line 0: the lock */
+    uint64_t holder;
+    uint8_t pad0[56];
+    /* line 1: what readers look at, almost never written */
+    uint32_t probe_limit; /* buckets to look at; raised before a key is put further out */
+    uint8_t pad1[60];
+    /* line 2: the note and the exact counts */
+    shm_note note;
+    shm_counts counts;
+    uint64_t version;     /* advanced by every write */
+    uint64_t ghost_seq;   /* advanced by every eviction that leaves a ghost */
+    /* line 3: the logs; readers load head when a slot changed under them */
+    uint64_t head[2];     /* lap << off_bits | offset, of log 0 and 1: the oldest entry */
+    uint64_t tail[2];     /* where the next entry goes */
+    uint32_t largest[2][2]; /* [log][0]: largest entry appended in this lap, [1]: in the last */
+    uint32_t moves_in_a_row; /* second chances given since the last eviction */
+    uint32_t pop_slot;    /* where popitem goes on */
+    uint64_t reserved0;
+    /* line 4: expiry */
+    uint64_t min_expiry;  /* no live entry expires before this (milliseconds); ~0: none expires */
+    uint64_t sweep_min;   /* the same, for what the sweep has passed in its present round */
+    uint32_t sweep_slot;  /* where the sweep goes on */
+    uint32_t reserved1;
+    uint64_t reserved2[5];
+    /* lines 5 and 6: statistics, written by the holder, read by anybody */
+    uint64_t sets;
+    uint64_t deletes;
+    uint64_t evictions;
+    uint64_t expirations;
+    uint64_t recoveries;
+    uint64_t lock_acquisitions;
+    uint64_t lock_contended;
+    uint64_t lock_wait_ns;
+    uint64_t moved_units;
+    uint64_t written_units;
+    uint64_t ghost_hits;
+    uint64_t promotions;
+    uint64_t worst_write_units; /* most units walked by one write to make room */
+    uint64_t reserved3[3];
+    /* line 7: lock waits that took a slice at least, by log2 of microseconds */
+    uint32_t wait_histogram[SHM_WAIT_BUCKETS];
+} shm_shard;
+_Static_assert(offsetof(shm_shard, probe_limit) == 64, "readers' line");
+_Static_assert(offsetof(shm_shard, note) == 128, "note line");
+_Static_assert(offsetof(shm_shard, head) == 192, "log line");
+_Static_assert(offsetof(shm_shard, min_expiry) == 256, "expiry line");
+_Static_assert(offsetof(shm_shard, sets) == 320, "statistics lines");
+_Static_assert(offsetof(shm_shard, wait_histogram) == 448, "histogram line");
+_Static_assert(sizeof(shm_shard) == 512, "shard header size");
+
+/* --------------------------------------------------- swap slots, tokens, rings: regions kept
+ * Drawn now so that the segment need not move when they are filled in.  A swap slot is
+ * SHM_SLOT_HEADER_SIZE bytes (name, holder word, sequence, lengths, checksums) and two buffers
+ * of slot_capacity bytes; a token is one SHM_TOKEN_SIZE record (name, parent, state, reason);
+ * the ring directory is ring_count x SHM_RING_HEADER_SIZE (name, head, totals, place of samples
+ * and histogram), followed by the arena from which named rings take their samples.
+ */
+
+#endif

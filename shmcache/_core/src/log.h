@@ -1,0 +1,220 @@
+/* log.h - the circular log of a shard: positions, room, appending.  Caller holds the shard.
+ *
+ * A position is lap << off_bits | offset (units), 64 bits, compared modularly; head is the oldest
+ * entry, tail where the next one goes.  head == tail: empty.  Entries lie in one piece: what does
+ * not fit before the end of the log is preceded by a pad up to the end.
+ *
+ *   INV-LOG-CHAIN    from head to tail the log is a chain of whole entries and pads
+ *   INV-LOG-PUBLISH  an entry's bytes are complete before tail passes it, tail has passed it
+ *                    before a slot names it
+ *   INV-REUSE        no slot names an entry, and head has passed it, before its bytes are reused
+ *   INV-GAP          after every append the free room takes twice the largest entry of the last
+ *                    two laps (itself and a pad as large): so a move of the entry at the head
+ *                    never overwrites its own source
+ *
+ * head, tail and largest are loaded from shared memory once for a decision and checked against
+ * the private geometry: whatever was flipped in them, nothing outside the log is touched.
+ */
+#ifndef SHMCACHE_LOG_H
+#define SHMCACHE_LOG_H
+
+#include "view.h"
+
+#define SHM_MAIN 0u
+#define SHM_PROBATION 1u
+#define SHM_NO_SLOT 0xffffffffu
+
+/* One operation inside a shard's lock: who, where, when, and what it must spare. */
+typedef struct shm_op {
+    const shm_view *v;
+    shm_shard *sh;
+    uint64_t *index;
+    uint64_t now_ms;  /* the clock expiry is counted on */
+    uint32_t protect; /* the slot of the key being written: never evicted to make room for it */
+    uint32_t walked;  /* units that heads have advanced in this operation */
+    uint32_t changed; /* slots cleared or moved by making room: look the key up again */
+} shm_op;
+
+static inline void shm_op_begin(shm_op *op, const shm_view *v, uint32_t shard, uint64_t now_ms)
+{
+    op->v = v;
+    op->sh = shm_shard_at(v, shard);
+    op->index = shm_index_of(v, op->sh);
+    op->now_ms = now_ms;
+    op->protect = SHM_NO_SLOT;
+    op->walked = 0;
+    op->changed = 0;
+}
+
+typedef struct shm_log_state { /* loaded once, checked */
+    uint64_t head, tail;
+    uint32_t used; /* units from head to tail */
+    uint32_t free;
+    uint32_t gap; /* what must stay free for moves */
+} shm_log_state;
+
+static inline uint32_t shm_pos_off(const shm_log_view *g, uint64_t pos)
+{
+    return (uint32_t)(pos & g->off_mask);
+}
+
+/* pos + n units, n not going past the end of the log */
+static inline uint64_t shm_pos_advance(const shm_log_view *g, uint64_t pos, uint32_t n)
+{
+    uint64_t off = (pos & g->off_mask) + n;
+    if (off >= g->units)
+        return ((pos >> g->off_bits) + 1) << g->off_bits;
+    return (pos & ~g->off_mask) | off;
+}
+
+static inline bool shm_log_load(const shm_op *op, uint32_t l, shm_log_state *st)
+{
+    const shm_log_view *g = &op->v->log[l];
+    uint64_t laps, used;
+    uint32_t a, b;
+
+    st->head = RD(&op->sh->head[l]);
+    st->tail = RD(&op->sh->tail[l]);
+    if (shm_pos_off(g, st->head) >= g->units || shm_pos_off(g, st->tail) >= g->units)
+        return false;
+    laps = (st->tail >> g->off_bits) - (st->head >> g->off_bits);
+    if (laps > 1)
+        return false;
+    used = laps * g->units + shm_pos_off(g, st->tail) - shm_pos_off(g, st->head);
+    if (used > g->units) /* also when tail is behind head: the difference wraps */
+        return false;
+    st->used = (uint32_t)used;
+    st->free = g->units - st->used;
+    a = RD(&op->sh->largest[l][0]);
+    b = RD(&op->sh->largest[l][1]);
+    a = a > b ? a : b;
+    if (a > op->v->max_entry_units)
+        a = op->v->max_entry_units;
+    st->gap = 2 * a;
+    return true;
+}
+
+/* Units that appending n takes: with the pad, where it does not fit before the end. */
+static inline uint32_t shm_log_need(const shm_op *op, uint32_t l, const shm_log_state *st,
+                                    uint32_t n)
+{
+    const shm_log_view *g = &op->v->log[l];
+    uint32_t off = shm_pos_off(g, st->tail);
+    return off + n > g->units ? g->units - off + n : n;
+}
+
+/* Is there room to append n units and leave the gap? */
+static inline bool shm_log_has_room(const shm_op *op, uint32_t l, const shm_log_state *st,
+                                    uint32_t n)
+{
+    uint32_t gap = st->gap > 2 * n ? st->gap : 2 * n;
+    return (uint64_t)shm_log_need(op, l, st, n) + gap <= st->free;
+}
+
+/* Where the next n units go, a pad written first where they do not fit before the end.  The
+ * caller made sure of the room.  Returns the position; the tail has not passed it yet. */
+static inline uint64_t shm_log_reserve(shm_op *op, uint32_t l, const shm_log_state *st, uint32_t n)
+{
+    const shm_log_view *g = &op->v->log[l];
+    uint64_t pos = st->tail;
+    uint32_t off = shm_pos_off(g, pos);
+
+    FENCE_REL(); /* INV-REUSE; pairs with FENCE_ACQ of shm_hit_valid */
+    if (off + n > g->units) {
+        uint64_t *p = (uint64_t *)(shm_log_base(op->v, op->sh, l) + (uint64_t)off * SHM_UNIT);
+        WR(p, (uint64_t)(g->units - off) | (uint64_t)SHM_K_PAD << 48);
+        FAULT(pad_written);
+        pos = shm_pos_advance(g, pos, g->units - off);
+        WRR(&op->sh->tail[l], pos);
+        FAULT(pad_tail);
+    }
+    if (shm_pos_off(g, pos) == 0 || RD(&op->sh->largest[l][0]) < n) {
+        if (shm_pos_off(g, pos) == 0) { /* a new lap */
+            WR(&op->sh->largest[l][1], RD(&op->sh->largest[l][0]));
+            WR(&op->sh->largest[l][0], n);
+        } else {
+            WR(&op->sh->largest[l][0], n);
+        }
+    }
+    return pos;
+}
+
+static inline void shm_log_advance_tail(shm_op *op, uint32_t l, uint64_t pos, uint32_t n)
+{
+    WRR(&op->sh->tail[l], shm_pos_advance(&op->v->log[l], pos, n)); /* INV-LOG-PUBLISH */
+    FAULT(tail_advanced);
+}
+
+static inline void shm_log_advance_head(shm_op *op, uint32_t l, uint64_t head, uint32_t n)
+{
+    WRR(&op->sh->head[l], shm_pos_advance(&op->v->log[l], head, n));
+    op->walked += n;
+    FAULT(head_advanced);
+}
+
+static inline uint64_t shm_make_word(uint64_t tag, uint32_t l, uint64_t pos, uint64_t visited)
+{
+    return SHM_KIND_LIVE | tag | (uint64_t)l << SHM_W_LOG_SHIFT |
+           (pos & SHM_W_POS_MASK) << SHM_W_POS_SHIFT | visited;
+}
+
+/* ------------------------------------------------------------------------- the note
+ * Every change of a slot goes through here.  INV-NOTE: while note.armed is 1, slot and counts
+ * may disagree, and the note says what the slot will hold and what the counts will be; else they
+ * agree.  Whoever repairs looks at that one slot (shm_repair).  The stores are releases so that
+ * neither compiler nor CPU reorders them.
+ */
+static inline void shm_apply(shm_op *op, uint32_t slot, uint64_t word, const shm_counts *counts)
+{
+    shm_shard *sh = op->sh;
+    WR(&sh->note.slot, slot);
+    WR(&sh->note.word, word);
+    WR(&sh->note.counts.entries, counts->entries);
+    WR(&sh->note.counts.leases, counts->leases);
+    WR(&sh->note.counts.live_units[0], counts->live_units[0]);
+    WR(&sh->note.counts.live_units[1], counts->live_units[1]);
+    FAULT(note_filled);
+    WRR(&sh->note.armed, 1u);
+    FAULT(note_armed);
+    WRR(op->index + slot, word); /* the linearization point; pairs with RDA in shm_find */
+    FAULT(slot_stored);
+    WRR(&sh->counts.entries, counts->entries);
+    WRR(&sh->counts.leases, counts->leases);
+    WRR(&sh->counts.live_units[0], counts->live_units[0]);
+    WRR(&sh->counts.live_units[1], counts->live_units[1]);
+    FAULT(counts_stored);
+    WRR(&sh->note.armed, 0u);
+    FAULT(note_cleared);
+}
+
+static inline shm_counts shm_counts_load(const shm_op *op)
+{
+    shm_counts c;
+    c.entries = RD(&op->sh->counts.entries);
+    c.leases = RD(&op->sh->counts.leases);
+    c.live_units[0] = RD(&op->sh->counts.live_units[0]);
+    c.live_units[1] = RD(&op->sh->counts.live_units[1]);
+    return c;
+}
+
+/* After a takeover, before anything else: look at the one noted slot.  Constant time, whatever
+ * the size of the shard.  The mark is cleared last, so dying in here is harmless too. */
+static inline void shm_repair(const shm_view *v, shm_shard *sh)
+{
+    FAULT(taken_over);
+    if (RDA(&sh->note.armed)) {
+        uint32_t slot = RD(&sh->note.slot);
+        if (slot < v->slot_count &&
+            shm_same_word(RDA(shm_index_of(v, sh) + slot), RD(&sh->note.word))) {
+            WRR(&sh->counts.entries, RD(&sh->note.counts.entries));
+            WRR(&sh->counts.leases, RD(&sh->note.counts.leases));
+            WRR(&sh->counts.live_units[0], RD(&sh->note.counts.live_units[0]));
+            WRR(&sh->counts.live_units[1], RD(&sh->note.counts.live_units[1]));
+        }
+        WRR(&sh->note.armed, 0u);
+    }
+    FAULT(repaired);
+    WR(&sh->recoveries, RD(&sh->recoveries) + 1);
+}
+
+#endif

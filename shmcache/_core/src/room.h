@@ -1,0 +1,333 @@
+/* room.h - making room in a shard: what is dropped, what is moved, and in what order.
+ *
+ * The head of a log advances over its oldest entry.  That entry is
+ *   dead       no slot names it                                     -> passed
+ *   expired    its slot is cleared                                  -> passed
+ *   evictable  its slot is cleared or becomes a ghost               -> passed
+ *   to be kept appended at a tail, its slot swung to the copy       -> passed
+ * Only then may its bytes be overwritten (INV-REUSE, the fence is in shm_log_reserve).
+ *
+ * What is kept (policy evict; two logs, S3-FIFO's shape: Yang et al., SOSP 2023; figures in
+ * docs/eviction.md): a new key enters the probation log.  At its head an entry that was read
+ * moves to the main log, one that was not is evicted and leaves a ghost: its tag, in its slot.
+ * A key whose ghost is still there enters the main log at once.  At the head of the main log an
+ * entry that was read is appended again with one visit less.  With probation_units == 0 there is
+ * one log: a two-bit CLOCK with ghosts.
+ *
+ * INV-BUDGET: while the shard's live units are below budget_units nothing live is evicted: what
+ * the head meets is moved.  So overwriting and deleting evict nobody.  Under `keep` nothing live
+ * is ever evicted, and a write that would take live units past the budget is refused.
+ *
+ * Pacing: cleaning is paid for in small change.  A write of n units walks up to
+ * SHM_PACE * n * capacity / reclaimable units while less than half of what is reclaimable is
+ * free, so that a long run of live entries is moved over many writes, not by one.
+ */
+#ifndef SHMCACHE_ROOM_H
+#define SHMCACHE_ROOM_H
+
+#include "log.h"
+#include "read.h"
+
+#define SHM_PACE 2u
+#define SHM_SECOND_CHANCES 16u /* re-appends in a row before an eviction is forced (k of
+                                  docs/eviction.md: 16 costs at most 1 % of the hits, 4 up to 5 %) */
+#define SHM_SWEEP_STEP 32u     /* slots: four cache lines, and about 16 entry headers */
+#define SHM_SWEEP_MOST 4096u   /* slots that one write sweeps at most, while that pays */
+
+static inline void shm_count(uint64_t *counter, uint64_t n) { WR(counter, RD(counter) + n); }
+
+static inline uint64_t shm_live_units(const shm_op *op)
+{
+    return (uint64_t)RD(&op->sh->counts.live_units[0]) + RD(&op->sh->counts.live_units[1]);
+}
+
+/* The slot that names the entry at `pos` of log `l`, or SHM_NO_SLOT: then the entry is dead. */
+static inline uint32_t shm_slot_of_entry(const shm_op *op, uint64_t hash, uint32_t l, uint64_t pos)
+{
+    uint64_t want = shm_make_word(shm_hash_tag(hash), l, pos, 0);
+    uint32_t home = shm_home_bucket(op->v, hash), limit = RD(&op->sh->probe_limit);
+
+    for (uint32_t n = 0; n < op->v->max_probe && (n == 0 || n < limit); n++) {
+        uint32_t b = shm_probe_bucket(op->v, home, n) * SHM_BUCKET_SLOTS;
+        for (uint32_t i = 0; i < SHM_BUCKET_SLOTS; i++)
+            if (shm_same_word(RD(op->index + b + i), want))
+                return b + i;
+    }
+    return SHM_NO_SLOT;
+}
+
+/* Clear the slot of a live entry of log `l`, `units` long; `ghost`: leave its fingerprint. */
+static inline void shm_drop(shm_op *op, uint32_t slot, uint64_t word, uint32_t units, bool lease,
+                            bool ghost)
+{
+    shm_counts c = shm_counts_load(op);
+    uint64_t left = 0;
+
+    c.live_units[shm_word_log(word)] -= units;
+    if (lease)
+        c.leases -= 1;
+    else
+        c.entries -= 1;
+    if (ghost) {
+        uint64_t seq = RD(&op->sh->ghost_seq) + 1;
+        WR(&op->sh->ghost_seq, seq);
+        left = SHM_KIND_GHOST | (word & SHM_W_TAG) | (seq & SHM_W_POS_MASK) << SHM_W_POS_SHIFT;
+    }
+    shm_apply(op, slot, left, &c);
+    op->changed++;
+}
+
+/* Append a copy of the entry behind `hit` (units long, at the head of log `from`) to log `to` and
+ * swing its slot.  The caller has checked that there is room for units at the tail of `to`. */
+static inline void shm_move(shm_op *op, uint32_t slot, const shm_hit *hit, uint64_t hash,
+                            uint32_t from, uint32_t to, uint32_t units, uint64_t visited,
+                            const shm_log_state *dest)
+{
+    shm_counts c = shm_counts_load(op);
+    uint64_t pos = shm_log_reserve(op, to, dest, units);
+    uint8_t *p = shm_log_base(op->v, op->sh, to) +
+                 (uint64_t)shm_pos_off(&op->v->log[to], pos) * SHM_UNIT;
+    uint64_t off = shm_word_pos(hit->word) & op->v->log[from].off_mask;
+
+    shm_bytes_copy(p, shm_log_base(op->v, op->sh, from) + off * SHM_UNIT, (size_t)units * SHM_UNIT);
+    FAULT(move_copied);
+    shm_log_advance_tail(op, to, pos, units);
+    FAULT(move_tail);
+    c.live_units[from] -= units;
+    c.live_units[to] += units;
+    shm_apply(op, slot, shm_make_word(shm_hash_tag(hash), to, pos, visited), &c);
+    FAULT(move_swung);
+    shm_count(&op->sh->moved_units, units);
+    op->changed++;
+}
+
+static int shm_make_room(shm_op *op, uint32_t l, uint32_t n);
+
+/* Advance the head of log `l` over one entry.  `force`: evict it if the policy ever may.
+ * SHM_HIT: advanced; SHM_MISS: the log is empty; SHM_FULL: it must be kept and cannot be moved;
+ * SHM_CORRUPT. */
+static int shm_head_step(shm_op *op, uint32_t l, bool force)
+{
+    const shm_view *v = op->v;
+    const shm_log_view *g = &v->log[l];
+    shm_log_state st, dest;
+    shm_hit hit;
+    uint64_t hash, word, units;
+    uint32_t slot, to;
+    bool lease, may_evict;
+
+    if (!shm_log_load(op, l, &st))
+        return SHM_CORRUPT;
+    if (st.used == 0)
+        return SHM_MISS;
+    {
+        uint32_t off = shm_pos_off(g, st.head);
+        const uint8_t *p = shm_log_base(v, op->sh, l) + (uint64_t)off * SHM_UNIT;
+        uint64_t first = RD((const uint64_t *)p);
+        if ((uint8_t)(first >> 48) & SHM_K_PAD) {
+            if ((uint32_t)first != g->units - off || (uint32_t)first > st.used)
+                return SHM_CORRUPT;
+            shm_log_advance_head(op, l, st.head, (uint32_t)first);
+            return SHM_HIT;
+        }
+        __builtin_prefetch(p + 8 * SHM_LINE); /* the log is walked in order, but not by a loop
+                                                 that the hardware would see through */
+    }
+    if (!shm_parse_entry(v, op->sh, shm_make_word(0, l, st.head, 0), &hit))
+        return SHM_CORRUPT;
+    units = shm_entry_units(hit.key_len, hit.value_len, hit.expiry != 0);
+    if (units > st.used || units > v->max_entry_units)
+        return SHM_CORRUPT;
+    FAULT(head_examined);
+    hash = shm_key_hash(v->seed, hit.key_kind, hit.key, hit.key_len);
+    slot = shm_slot_of_entry(op, hash, l, st.head);
+    if (slot == SHM_NO_SLOT) { /* dead */
+        shm_log_advance_head(op, l, st.head, (uint32_t)units);
+        return SHM_HIT;
+    }
+    word = RD(op->index + slot);
+    lease = (hit.key_kind & SHM_K_LEASE) != 0;
+    if (!lease && slot != op->protect && hit.expiry &&
+        shm_expiry_reclaim_at(hit.expiry) <= op->now_ms) {
+        shm_drop(op, slot, word, (uint32_t)units, false, false);
+        FAULT(expire_noted);
+        shm_count(&op->sh->expirations, 1);
+        shm_log_advance_head(op, l, st.head, (uint32_t)units);
+        return SHM_HIT;
+    }
+
+    may_evict = v->policy == SHM_POLICY_EVICT && !lease && slot != op->protect &&
+                (force || shm_live_units(op) >= v->budget_units);
+    to = SHM_MAIN;
+    if (may_evict) {
+        uint64_t visited = word & SHM_W_VISITED;
+        bool evict;
+        if (l == SHM_PROBATION) { /* while main has never been full, all that leaves enters it */
+            evict = force || (visited == 0 && RD(&op->sh->tail[0]) >> v->log[0].off_bits != 0);
+            word &= ~SHM_W_VISITED;
+        } else {
+            evict = force || visited == 0 || RD(&op->sh->moves_in_a_row) >= SHM_SECOND_CHANCES;
+            if (!evict) {
+                WR(&op->sh->moves_in_a_row, RD(&op->sh->moves_in_a_row) + 1);
+                word -= 1;
+            }
+        }
+        if (evict) {
+            shm_drop(op, slot, word, (uint32_t)units, false,
+                     l == SHM_PROBATION || v->log[1].units == 0);
+            FAULT(evict_noted);
+            shm_count(&op->sh->evictions, 1);
+            WR(&op->sh->moves_in_a_row, 0u);
+            shm_log_advance_head(op, l, st.head, (uint32_t)units);
+            return SHM_HIT;
+        }
+    }
+    if (l == SHM_PROBATION) {
+        if (shm_make_room(op, SHM_MAIN, (uint32_t)units) != SHM_HIT)
+            to = SHM_PROBATION; /* goes round once more */
+        else
+            shm_count(&op->sh->promotions, 1);
+    }
+    if (!shm_log_load(op, to, &dest))
+        return SHM_CORRUPT;
+    if (shm_log_need(op, to, &dest, (uint32_t)units) > dest.free)
+        return SHM_FULL; /* INV-GAP broken: flipped bytes, or a log too small for its entries */
+    hit.word = shm_make_word(0, l, st.head, 0);
+    shm_move(op, slot, &hit, hash, l, to, (uint32_t)units, word & SHM_W_VISITED, &dest);
+    shm_log_advance_head(op, l, st.head, (uint32_t)units);
+    return SHM_HIT;
+}
+
+/* Clear expired slots among the next `slots` ones.  Returns how many.  When a round is complete,
+ * min_expiry is exact again. */
+static inline uint32_t shm_sweep(shm_op *op, uint32_t slots)
+{
+    const shm_view *v = op->v;
+    uint32_t cleared = 0, at = RD(&op->sh->sweep_slot);
+
+    if (at >= v->slot_count)
+        at = 0;
+    while (slots--) {
+        uint64_t w = RD(op->index + at);
+        shm_hit hit;
+        if (shm_word_live(w) && shm_parse_entry(v, op->sh, w, &hit) && hit.expiry &&
+            !(hit.key_kind & SHM_K_LEASE)) {
+            uint64_t at_ms = shm_expiry_reclaim_at(hit.expiry);
+            if (at_ms <= op->now_ms && at != op->protect) {
+                shm_drop(op, at, w, (uint32_t)shm_entry_units(hit.key_len, hit.value_len, true),
+                         false, false);
+                FAULT(sweep_step);
+                shm_count(&op->sh->expirations, 1);
+                cleared++;
+            } else if (at_ms < RD(&op->sh->sweep_min)) {
+                WR(&op->sh->sweep_min, at_ms);
+            }
+        }
+        if (++at == v->slot_count) {
+            at = 0;
+            WR(&op->sh->min_expiry, RD(&op->sh->sweep_min));
+            WR(&op->sh->sweep_min, ~0ull);
+            WR(&op->sh->sweep_slot, 0u);
+            if (op->now_ms < RD(&op->sh->min_expiry))
+                break; /* nothing more to find */
+        }
+    }
+    WR(&op->sh->sweep_slot, at);
+    return cleared;
+}
+
+/* One whole round from the first slot: afterwards nothing expired is left in the shard. */
+static inline uint32_t shm_sweep_round(shm_op *op)
+{
+    if (op->now_ms < RD(&op->sh->min_expiry))
+        return 0;
+    WR(&op->sh->sweep_slot, 0u);
+    WR(&op->sh->sweep_min, ~0ull);
+    return shm_sweep(op, op->v->slot_count);
+}
+
+/* Advance the head of log `l` until n units can be appended with the gap kept.  Gives up after
+ * one revolution, and under `evict` after a second one that evicts all it may.
+ * SHM_HIT, SHM_FULL or SHM_CORRUPT. */
+static int shm_make_room(shm_op *op, uint32_t l, uint32_t n)
+{
+    const shm_log_view *g = &op->v->log[l];
+    shm_log_state st;
+    uint64_t begun = op->walked;
+    bool force = false;
+
+    if (RD(&op->sh->counts.live_units[l]) == 0) { /* nothing live: all of it is free at once */
+        WRR(&op->sh->head[l], RD(&op->sh->tail[l]));
+        FAULT(head_advanced);
+    }
+    for (;;) {
+        int r;
+        if (!shm_log_load(op, l, &st))
+            return SHM_CORRUPT;
+        if (shm_log_has_room(op, l, &st, n))
+            return SHM_HIT;
+        if (op->v->policy == SHM_POLICY_KEEP &&
+            (uint64_t)RD(&op->sh->counts.live_units[l]) + n > g->units)
+            return SHM_FULL;
+        if (op->walked - begun > g->units) {
+            if (force || op->v->policy == SHM_POLICY_KEEP)
+                return SHM_FULL;
+            force = true;
+            begun = op->walked;
+        }
+        FAULT(room_begin);
+        r = shm_head_step(op, l, force);
+        if (r == SHM_MISS || (r == SHM_FULL && force) ||
+            (r == SHM_FULL && op->v->policy == SHM_POLICY_KEEP))
+            return SHM_FULL;
+        if (r == SHM_FULL) {
+            force = true;
+            begun = op->walked;
+        } else if (r == SHM_CORRUPT) {
+            return SHM_CORRUPT;
+        }
+    }
+}
+
+/* Sweep and clean a little ahead of need; see "Pacing" above. */
+static inline int shm_pace(shm_op *op, uint32_t l, uint32_t n)
+{
+    const shm_view *v = op->v;
+    const shm_log_view *g = &v->log[l];
+    shm_log_state st;
+    uint64_t live, reclaimable, walk, start;
+
+    if (!shm_log_load(op, l, &st))
+        return SHM_CORRUPT;
+    if (st.free < g->units / 8 && op->now_ms >= RD(&op->sh->min_expiry)) {
+        uint32_t swept = 0;
+        while (swept < SHM_SWEEP_MOST) { /* on while it pays and something live would go */
+            uint32_t cleared = shm_sweep(op, SHM_SWEEP_STEP);
+            swept += SHM_SWEEP_STEP;
+            if (cleared == 0 || shm_live_units(op) < v->budget_units)
+                break;
+        }
+    }
+    if (v->policy == SHM_POLICY_EVICT && shm_live_units(op) >= v->budget_units)
+        return SHM_HIT; /* room is made by evicting, one for one */
+    live = (uint64_t)RD(&op->sh->counts.live_units[l]) + st.gap;
+    if (live >= g->units)
+        return SHM_HIT;
+    reclaimable = g->units - live;
+    if ((uint64_t)st.free * 2 >= reclaimable + 2ull * st.gap)
+        return SHM_HIT;
+    walk = SHM_PACE * (uint64_t)n * g->units / reclaimable;
+    if (walk > g->units)
+        walk = g->units;
+    start = op->walked;
+    while (op->walked - start < walk) {
+        int r = shm_head_step(op, l, false);
+        if (r == SHM_CORRUPT)
+            return r;
+        if (r != SHM_HIT)
+            break;
+    }
+    return SHM_HIT;
+}
+
+#endif

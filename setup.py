@@ -25,10 +25,10 @@ extensions = [
     Extension(
         "shmcache._core._binding",
         ["shmcache/_core/binding.pyx"],
-        include_dirs=[CORE],
+        include_dirs=[CORE, "shmcache/_core"],
         # The core is one translation unit, included by the binding: a change to any part of it
         # must rebuild the module.
-        depends=sorted(glob(f"{CORE}/*.h") + glob(f"{CORE}/*.c")),
+        depends=sorted(glob(f"{CORE}/*.h") + glob("shmcache/_core/*.[hp]*")),
         define_macros=macros,
         extra_compile_args=compile_args,
     ),

@@ -131,6 +131,7 @@ _Static_assert(sizeof(shm_entry) == SHM_UNIT, "an entry header is one unit, and 
 #define SHM_V_BIGINT 8u   /* two's complement, little endian, shortest */
 #define SHM_V_CODEC 9u    /* as the segment's codec encoded it */
 #define SHM_V_LEASE 10u
+#define SHM_V_ASCII 11u   /* a str of ASCII characters, one byte each */
 
 #define SHM_E_EXPIRY_BITS 44
 #define SHM_E_EXPIRY_MASK ((1ull << SHM_E_EXPIRY_BITS) - 1)

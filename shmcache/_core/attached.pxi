@@ -1,0 +1,202 @@
+# Attached: who and where a handle is, and the lock of a shard.
+
+cdef enum:
+    LOOK_EVERY = 8  # calls between two looks at the coarse clock, for the check of the name
+    LOOK_MS = 250   # milliseconds between two checks that the path still names the segment
+
+cdef uint64_t _NOBODY = 0  # what a closed handle's identity pointer points to
+
+
+cdef class Attached:
+    """A process's way into a segment: what is private to a handle.
+
+    `_connect` binds it to an attachment (segment.py), `_disconnect` lets go of it.
+    """
+
+    cdef shm_view view
+    cdef const uint64_t *identity  # first word of a page that the kernel wipes in a child
+    cdef uint64_t joined           # what that word was when this handle took its identity
+    cdef const uint32_t *dead
+    cdef uint32_t countdown
+    cdef uint64_t look_at_ms
+    cdef bint raw
+    cdef object mapping, identity_page
+    cdef object encode, decode
+    cdef readonly object _attachment
+    cdef readonly object _codec
+    cdef readonly str name
+    cdef readonly Py_ssize_t max_value_size
+    cdef public double lock_timeout
+
+    def __cinit__(self):
+        self.identity = &_NOBODY
+        self.joined = 1
+        self.countdown = LOOK_EVERY
+
+    def _connect(self, object attachment, object codec, double lock_timeout):
+        cdef Py_buffer buf
+        cdef object page = attachment.identity
+        self.name = attachment.name
+        self._attachment = attachment
+        self._codec = codec
+        self.encode = codec.encode_bytes
+        self.decode = codec.decode_bytes
+        self.raw = codec.name == "raw"
+        self.lock_timeout = lock_timeout
+        self.mapping = attachment.mapping
+        self.identity_page = page
+        self.max_value_size = attachment.superblock.geometry.max_value_size
+        self._adopt()
+        PyObject_GetBuffer(page, &buf, PyBUF_SIMPLE)
+        self.identity = <const uint64_t *>buf.buf
+        PyBuffer_Release(&buf)  # identity_page keeps it
+        self.joined = self.identity[0]
+
+    @cython.final
+    cdef _adopt(self):
+        """Take the attachment's identity (again): who this process is in the client table."""
+        cdef Py_buffer buf
+        cdef shm_superblock sb
+        _fill_superblock(&sb, self._attachment.superblock.fields)
+        PyObject_GetBuffer(self.mapping, &buf, PyBUF_WRITABLE)
+        shm_view_init(&self.view, <uint8_t *>buf.buf, &sb, self._attachment.client,
+                      self._attachment.generation)
+        self.dead = &(<shm_superblock *>buf.buf).dead
+        PyBuffer_Release(&buf)
+
+    def _disconnect(self):
+        """Forget the segment: every later call raises CacheClosed.  Idempotent.  Returns the
+        attachment, or None if there was none.  A call that another thread has under way keeps
+        the memory mapped until it ends."""
+        cdef object attachment = self._attachment
+        self.identity = &_NOBODY
+        self.joined = 1
+        self._attachment = None
+        self.mapping = None
+        return attachment
+
+    @cython.final
+    cdef inline int ready(self) except -1:
+        if self.identity[0] != self.joined or self.dead[0] != 0:
+            self.not_ready()
+        self.countdown -= 1
+        if self.countdown == 0:
+            self.look()
+        return 0
+
+    @cython.final
+    cdef int not_ready(self) except -1:
+        if self._attachment is None:
+            raise _errors.CacheClosed(
+                f"this handle on cache {self.name!r} is closed; open the cache again with "
+                f"Cache({self.name!r})")
+        if self.identity[0] != self.joined:
+            if self.identity[0] == 0:  # a forked child: an identity of its own first
+                self._attachment.rejoin()
+            self._adopt()
+            self.joined = self.identity[0]
+        if self.dead[0] != 0:
+            self.gone()
+        return 0
+
+    @cython.final
+    cdef int look(self) except -1:
+        cdef uint64_t now = shm_now_ms()
+        self.countdown = LOOK_EVERY
+        if now >= self.look_at_ms:
+            self.look_at_ms = now + LOOK_MS
+            if not self._attachment.still_named():
+                self.gone()
+        return 0
+
+    @cython.final
+    cdef int gone(self) except -1:
+        self.countdown = 1  # look again at the next call
+        self.look_at_ms = 0
+        raise _errors.CacheNotFound(
+            f"cache {self.name!r} was unlinked or replaced while this handle was open; "
+            "reopen() attaches to what is there now, or creates it")
+
+    # ---------------------------------------------------------------- the lock of a shard
+
+    @cython.final
+    cdef int acquire(self, uint32_t shard, double timeout) except -1:
+        """Take a shard; GIL held throughout, but for waiting."""
+        cdef shm_shard *sh = shm_shard_at(&self.view, shard)
+        if not shm_lock_try(&sh.holder, self.view.me):
+            self.acquire_slowly(shard, timeout)
+        shm_count(&sh.lock_acquisitions, 1)
+        return 0
+
+    @cython.final
+    cdef int acquire_slowly(self, uint32_t shard, double timeout) except -1:
+        cdef shm_shard *sh = shm_shard_at(&self.view, shard)
+        cdef uint64_t began, now, deadline, holder
+        cdef double slice_s = 0.0005
+        cdef bint waited = False
+        cdef object attachment, mapping = self.mapping
+
+        if shm_lock_spin(&sh.holder, self.view.me):
+            return 0
+        began = shm_now_ns()
+        deadline = began + <uint64_t>(min(timeout, 1e9) * 1e9)
+        while True:
+            holder = shm_lock_or_contend(&sh.holder, self.view.me, waited)
+            if holder == 0:
+                break
+            now = shm_now_ns()
+            if timeout > 0 and now < deadline:
+                attachment = self._attachment
+                attachment.wait(shard, min(slice_s, (deadline - now) / 1e9))
+                waited = True
+                self.ready()  # closed, forked or unlinked while waiting
+                if RD(&sh.holder) & SHM_L_IDENTITY != holder:
+                    continue  # it changed hands: somebody is alive
+                slice_s = min(slice_s * 2, 0.05)
+            if not self._attachment.is_alive(shm_identity_client(holder), holder & 0xffffffff):
+                if shm_lock_take_over(&sh.holder, holder, self.view.me):
+                    shm_repair(&self.view, sh)
+                    break
+                continue
+            if shm_now_ns() >= deadline:
+                self.refuse_lock(shard, timeout, holder)
+        if waited:
+            self.note_wait(sh, shm_now_ns() - began)
+        return 0
+
+    @cython.final
+    cdef int note_wait(self, shm_shard *sh, uint64_t waited_ns) noexcept:
+        cdef uint64_t us = waited_ns // 1000
+        cdef int bucket = 0
+        while us > 0 and bucket < SHM_WAIT_BUCKETS - 1:
+            us >>= 1
+            bucket += 1
+        shm_count(&sh.lock_contended, 1)
+        shm_count(&sh.lock_wait_ns, waited_ns)
+        sh.wait_histogram[bucket] += 1
+        return 0
+
+    @cython.final
+    cdef int refuse_lock(self, uint32_t shard, double timeout, uint64_t holder) except -1:
+        cdef shm_client *who
+        cdef uint32_t client = shm_identity_client(holder)
+        cdef str pid = "?"
+        if self._attachment.superblock.geometry.client_count > client:
+            who = <shm_client *>(self.view.base +
+                                 <uint64_t>self._attachment.superblock.geometry.clients_off) + client
+            pid = str(who.pid)
+        if timeout <= 0:
+            raise _errors.WouldBlock(
+                f"shard {shard} of cache {self.name!r} is held by client {client} (pid {pid} in "
+                "its own namespace), which is alive; try again, or call the waiting variant")
+        self.view.client.lock_timeouts += 1
+        raise _errors.LockTimeout(
+            f"shard {shard} of cache {self.name!r} was held for {timeout:g} s by client {client} "
+            f"(pid {pid} in its own namespace), which is alive but stopped or starved; resume or "
+            "kill it, or raise lock_timeout")
+
+    @cython.final
+    cdef int release(self, uint32_t shard) except -1:
+        if shm_lock_release(&shm_shard_at(&self.view, shard).holder):
+            self._attachment.post(shard)
+        return 0

@@ -1,0 +1,153 @@
+# The C core as the binding sees it: declarations only, no logic (sources: src/*.h).
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "stdbool.h":
+    ctypedef bint cbool "bool"
+
+
+cdef extern from "core.h" nogil:
+    const int SHM_MISS, SHM_HIT, SHM_FULL, SHM_CORRUPT, SHM_EXISTS, SHM_MISMATCH
+    const int SHM_NOT_INT, SHM_OVERFLOW, SHM_BUSY
+    const int SHM_PUT_SET, SHM_PUT_ADD, SHM_PUT_REPLACE, SHM_PUT_CAS
+    const int SHM_K_TYPE, SHM_K_STR, SHM_K_BYTES, SHM_K_INT, SHM_K_FLOAT, SHM_K_BOOL, SHM_K_NONE
+    const int SHM_K_UUID, SHM_K_TUPLE, SHM_K_NAMESPACED, SHM_K_LEASE, SHM_K_EXPIRES, SHM_K_PAD
+    const int SHM_V_BYTES, SHM_V_INT, SHM_V_STR, SHM_V_FLOAT, SHM_V_NONE, SHM_V_FALSE, SHM_V_TRUE
+    const int SHM_V_BIGINT, SHM_V_CODEC, SHM_V_LEASE, SHM_V_ASCII
+    const int SHM_MAX_KEY, SHM_LAYOUT_VERSION, SHM_UNIT, SHM_BUCKET_SLOTS, SHM_MAX_SHARDS
+    const int SHM_SUPERBLOCK_SIZE, SHM_NAME_SIZE, SHM_CODEC_SIZE, SHM_TOKEN_SIZE
+    const int SHM_SLOT_HEADER_SIZE, SHM_RING_HEADER_SIZE, SHM_WAIT_BUCKETS, SHM_LINE
+    const int SHM_POLICY_EVICT, SHM_POLICY_KEEP, SHM_READ_TRIES
+    const uint32_t SHM_MAX_LOG_UNITS, SHM_NO_SLOT
+    const uint64_t SHM_L_IDENTITY, SHM_L_CONTENDED, SHM_MAGIC
+    const int SHM_SB_OK, SHM_SB_SIZE, SHM_SB_MAGIC, SHM_SB_VERSION, SHM_SB_SIGNATURE
+    const int SHM_SB_CHECKSUM, SHM_SB_TOTAL, SHM_SB_GEOMETRY
+    const int SHM_FINDINGS, SHM_INV_COUNT, SHM_FAULT_COUNT
+
+    ctypedef struct shm_superblock:
+        uint64_t magic, signature, total_size, nonce, hash_seed, inode, device
+        uint64_t created_wall_ns, created_mono_ns
+        uint32_t layout_version, client_count, owner_uid, owner_gid, mode, policy
+        char codec[32]
+        uint64_t clients_off, tokens_off, slots_off, slot_stride, slot_capacity
+        uint64_t rings_off, rings_size, shards_off, shard_stride, index_off, main_off
+        uint64_t probation_off
+        uint32_t token_count, slot_count, ring_count, shard_count, bucket_count, main_units
+        uint32_t probation_units, budget_units, max_entry_units, avg_entry_size
+        uint32_t max_probe_buckets
+        uint64_t checksum
+        uint32_t dead, persist, owner_pid
+        uint64_t owner
+
+    ctypedef struct shm_client:
+        uint32_t generation, in_use, pid, uid
+        uint64_t attached_mono_ns
+        uint64_t hits, misses, read_retries, try_attempts, try_blocked, store_failures
+        uint64_t lock_timeouts
+
+    ctypedef struct shm_counts:
+        uint32_t entries, leases
+        uint32_t live_units[2]
+
+    ctypedef struct shm_shard:
+        uint64_t holder
+        uint32_t probe_limit
+        shm_counts counts
+        uint64_t version, ghost_seq
+        uint64_t head[2]
+        uint64_t tail[2]
+        uint64_t min_expiry
+        uint64_t sets, deletes, evictions, expirations, recoveries, lock_acquisitions
+        uint64_t lock_contended, lock_wait_ns, moved_units, written_units, ghost_hits, promotions
+        uint64_t worst_write_units
+        uint32_t wait_histogram[16]
+
+    ctypedef struct shm_view:
+        uint8_t *base
+        uint64_t seed, me
+        shm_client *client
+        uint32_t shard_mask, shard_count, bucket_count, slot_count, max_probe
+        uint32_t budget_units, max_entry_units, policy
+
+    ctypedef struct shm_key:
+        const uint8_t *data
+        uint64_t hash
+        uint32_t len
+        uint8_t kind
+
+    ctypedef struct shm_hit:
+        const uint8_t *value
+        const uint8_t *key
+        uint64_t *slot
+        uint64_t word, version, expiry
+        uint32_t value_len, shard
+        uint16_t key_len
+        uint8_t value_kind, key_kind
+
+    ctypedef struct shm_op:
+        shm_shard *sh
+        uint64_t now_ms
+
+    ctypedef struct shm_put:
+        const void *value
+        uint64_t expiry, version
+        uint32_t value_len
+        uint8_t value_kind, mode
+        cbool keep_expiry
+
+    ctypedef struct shm_finding:
+        uint32_t invariant, slot
+        uint64_t expected, found
+
+    ctypedef struct shm_findings:
+        uint32_t count
+        shm_finding at[32]
+
+    ctypedef struct shm_layout_row:
+        const char *name
+        uint64_t value
+
+    const shm_layout_row *shm_layout_rows
+    uint64_t shm_xxh64(const void *data, size_t n, uint64_t seed)
+    uint64_t shm_layout_signature()
+    void shm_format(uint8_t *base, shm_superblock *sb)
+    int shm_check_superblock(const shm_superblock *sb, uint64_t file_size)
+    void shm_view_init(shm_view *v, uint8_t *base, const shm_superblock *sb, uint32_t client,
+                       uint32_t generation)
+    uint64_t shm_key_hash(uint64_t seed, uint8_t kind, const void *data, size_t n)
+    shm_shard *shm_shard_at(const shm_view *v, uint32_t i)
+    uint32_t shm_shard_of(const shm_view *v, uint64_t hash)
+    uint64_t shm_expiry_at(uint64_t word)
+    uint64_t shm_expiry_word(uint64_t at_ms, uint64_t stale_ms)
+    uint64_t shm_entry_units(uint64_t key_len, uint64_t value_len, cbool expires)
+
+    int shm_find(const shm_view *v, const shm_key *key, shm_hit *hit)
+    cbool shm_hit_valid(const shm_view *v, const shm_hit *hit)
+    void shm_hit_mark(const shm_hit *hit)
+    int shm_slot_entry(const shm_view *v, uint32_t shard, uint32_t i, shm_hit *hit)
+    void shm_prefetch_bucket(const shm_view *v, uint64_t hash)
+    void shm_prefetch_entry(const shm_view *v, uint64_t hash)
+    void shm_bytes_copy(void *to, const void *frm, size_t n)
+
+    cbool shm_lock_try(uint64_t *holder, uint64_t me)
+    cbool shm_lock_spin(uint64_t *holder, uint64_t me)
+    uint64_t shm_lock_or_contend(uint64_t *holder, uint64_t me, cbool waited)
+    cbool shm_lock_take_over(uint64_t *holder, uint64_t dead, uint64_t me)
+    cbool shm_lock_release(uint64_t *holder)
+    uint32_t shm_identity_client(uint64_t word)
+    void shm_repair(const shm_view *v, shm_shard *sh)
+
+    void shm_op_begin(shm_op *op, const shm_view *v, uint32_t shard, uint64_t now_ms)
+    int shm_store(shm_op *op, const shm_key *key, shm_put *put)
+    int shm_remove(shm_op *op, const shm_key *key, uint64_t version)
+    int shm_incr(shm_op *op, const shm_key *key, int64_t delta, int64_t initial, shm_put *put,
+                 int64_t *result)
+    int shm_touch(shm_op *op, const shm_key *key, uint64_t expiry)
+    uint32_t shm_clear_slots(shm_op *op, uint32_t first, uint32_t n)
+    uint32_t shm_sweep(shm_op *op, uint32_t slots)
+    void shm_verify_shard(shm_op *op, shm_findings *out)
+    uint64_t RD(const uint64_t *p)
+    uint64_t RDA(const uint64_t *p)
+    void WR(uint64_t *p, uint64_t x)
+    void shm_count(uint64_t *p, uint64_t n)

@@ -1,0 +1,86 @@
+# Cursor: iteration over the index, slot by slot, without a lock.
+
+cdef enum:
+    WANT_KEYS = 0
+    WANT_VALUES = 1
+    WANT_ITEMS = 2
+    WANT_VERSIONS = 3  # (key, value, version)
+
+
+cdef class Cursor:
+    """An iterator over entries: weakly consistent, holds no lock between steps.
+
+    Each key that is present throughout is yielded exactly once: a key keeps its slot from
+    insertion to removal, and every slot is visited once.  Never yields a torn or an expired
+    entry.  `kind` and `prefix` restrict it to keys of one type whose content starts with it.
+    """
+
+    cdef Handle handle
+    cdef object mapping
+    cdef uint32_t shard, slot
+    cdef int want
+    cdef int kind
+    cdef bytes prefix
+    cdef uint32_t first_shard, shards_left
+
+    def __cinit__(self, Handle handle, int want=WANT_KEYS, int kind=0, bytes prefix=b""):
+        handle.ready()
+        self.handle = handle
+        self.mapping = handle.mapping
+        self.want = want
+        self.kind = kind
+        self.prefix = prefix
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef shm_hit hit
+        cdef Handle h = self.handle
+        cdef int r, tries
+        cdef object key, value
+        cdef Py_ssize_t n
+        cdef uint64_t version
+        h.ready()
+        while self.shard < h.view.shard_count:
+            if self.slot >= h.view.slot_count:
+                self.slot = 0
+                self.shard += 1
+                continue
+            tries = SHM_READ_TRIES
+            while tries > 0:
+                tries -= 1
+                r = shm_slot_entry(&h.view, self.shard, self.slot, &hit)
+                if r != SHM_HIT:
+                    break
+                if hit.key_kind & (SHM_K_LEASE | SHM_K_NAMESPACED):
+                    break
+                if self.kind and hit.key_kind & SHM_K_TYPE != self.kind:
+                    if shm_hit_valid(&h.view, &hit):
+                        break
+                    continue
+                n = hit.key_len
+                key = PyBytes_FromStringAndSize(NULL, n)
+                shm_bytes_copy(PyBytes_AS_STRING(key), hit.key, n)
+                value = None
+                if self.want != WANT_KEYS:
+                    value = _copy_value(h, &hit)
+                version = hit.version
+                if not shm_hit_valid(&h.view, &hit):
+                    continue
+                if hit.expiry and shm_expiry_at(hit.expiry) <= shm_now_ms():
+                    break
+                if self.prefix and not (<bytes>key).startswith(self.prefix):
+                    break
+                self.slot += 1
+                key = _decode_key(hit.key_kind, key)
+                if self.want == WANT_KEYS:
+                    return key
+                value = _decode_value(h, hit.value_kind, value)
+                if self.want == WANT_VALUES:
+                    return value
+                if self.want == WANT_ITEMS:
+                    return key, value
+                return key, value, version
+            self.slot += 1
+        raise StopIteration

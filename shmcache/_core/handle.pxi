@@ -1,0 +1,311 @@
+# Handle: the hot methods that Cache inherits.
+
+cdef uint64_t _ttl_ms(object ttl) except? 0xffffffffffffffff:
+    """A ttl in whole milliseconds, 0: never."""
+    if ttl is None:
+        return 0
+    return _limits.ttl_to_ms(ttl)
+
+
+cdef class Handle(Reads):
+    """Every hot operation on a segment.  Not for direct use: `Cache` derives from it."""
+
+    @cython.final
+    cdef int put(self, object key, object value, object ttl, int mode, uint64_t version,
+                 bint keep_expiry, double timeout) except -100:
+        """Encode, take the shard, store, release.  Returns SHM_HIT or the condition that failed
+        (SHM_EXISTS, SHM_MISS, SHM_MISMATCH); every other refusal raises."""
+        cdef CKey k
+        cdef CValue v
+        cdef shm_put p
+        cdef object keep, keep_value
+        cdef uint64_t ttl_ms = _ttl_ms(ttl)
+
+        self.ready()
+        keep = _encode_key(self.view.seed, key, &k)
+        keep_value = _encode_value(self, value, &v)
+        self.check_size(&k, &v, ttl_ms)
+        self.ready()  # the codec may have run anything
+        p.value = v.data
+        p.value_len = <uint32_t>v.len
+        p.value_kind = v.kind
+        p.mode = <uint8_t>mode
+        p.version = version
+        p.keep_expiry = keep_expiry and ttl is None
+        return self.store(&k.k, &p, ttl_ms, key, timeout)
+
+    @cython.final
+    cdef int check_size(self, CKey *k, CValue *v, uint64_t ttl_ms) except -1:
+        if v.len > <size_t>self.max_value_size or \
+                shm_entry_units(k.k.len, v.len, True) > self.view.max_entry_units:
+            raise _errors.ValueTooLarge(
+                f"a value of {v.len} bytes under a key of {k.k.len} bytes does not fit cache "
+                f"{self.name!r}: its limit is {self.max_value_size} bytes; make the cache larger "
+                "(the limit is at least a sixty-fourth of its size), or split the value")
+        return 0
+
+    @cython.final
+    cdef int store(self, shm_key *k, shm_put *p, uint64_t ttl_ms, object key,
+                   double timeout) except -100:
+        cdef uint32_t shard = shm_shard_of(&self.view, k.hash)
+        cdef shm_shard *sh = shm_shard_at(&self.view, shard)
+        cdef shm_view *view = &self.view
+        cdef shm_op op
+        cdef int r
+        cdef bint contended = False, taken = False
+        cdef uint64_t now = shm_now_ms()
+        cdef object mapping
+
+        p.expiry = shm_expiry_word(now + ttl_ms, 0) if ttl_ms else 0
+        if p.value_len < LARGE:
+            self.acquire(shard, timeout)
+            shm_op_begin(&op, view, shard, now)
+            r = shm_store(&op, k, p)
+            self.release(shard)
+        else:
+            mapping = self.mapping
+            with nogil:
+                taken = shm_lock_spin(&sh.holder, view.me)
+                if taken:
+                    shm_count(&sh.lock_acquisitions, 1)
+                    shm_op_begin(&op, view, shard, now)
+                    r = shm_store(&op, k, p)
+                    contended = shm_lock_release(&sh.holder)
+            if not taken:
+                self.acquire(shard, timeout)
+                mapping = self.mapping
+                with nogil:
+                    shm_op_begin(&op, view, shard, now)
+                    r = shm_store(&op, k, p)
+                    contended = shm_lock_release(&sh.holder)
+            if contended and self._attachment is not None:
+                self._attachment.post(shard)
+        if r == SHM_FULL:
+            raise self.full(shard, key)
+        if r == SHM_CORRUPT:
+            raise self.corrupt("INV-LOG-CHAIN", "a log or the index cannot be walked", k)
+        return r
+
+    @cython.final
+    cdef object full(self, uint32_t shard, object key):
+        cdef shm_shard *sh = shm_shard_at(&self.view, shard)
+        cdef uint64_t live = (<uint64_t>sh.counts.live_units[0] + sh.counts.live_units[1]) * 16
+        return _errors.CacheFull(
+            f"no room for key {key!r:.80} in shard {shard} of cache {self.name!r}: "
+            f"{sh.counts.entries} entries take {live} of the {self.view.budget_units * 16} bytes "
+            "that it keeps; nothing was dropped (delete entries, let them expire, or make the "
+            "cache larger)", keys=(key,))
+
+    def set(self, key, value, ttl=None):
+        """Store `value` under `key`, for `ttl` seconds (None: for ever).
+
+        Linearizable per key among all processes.  Takes one shard; waits for it up to
+        `lock_timeout` seconds.  Raises CacheFull (policy keep), ValueTooLarge, KeyTooLarge,
+        LockTimeout, TypeError (no key, or a value that the codec cannot encode), ValueError (no
+        ttl); a refused call leaves the old value in place.
+        """
+        self.put(key, value, ttl, SHM_PUT_SET, 0, False, self.lock_timeout)
+
+    def __setitem__(self, key, value):
+        self.put(key, value, None, SHM_PUT_SET, 0, False, self.lock_timeout)
+
+    def __delitem__(self, key):
+        if self.remove(key, 0, self.lock_timeout) != SHM_HIT:
+            raise KeyError(key)
+
+    def add(self, key, value, ttl=None):
+        """Store `value` if `key` is absent (or expired).  True if it was: one winner among all
+        processes.  Blocks and raises as `set`."""
+        return self.put(key, value, ttl, SHM_PUT_ADD, 0, False, self.lock_timeout) == SHM_HIT
+
+    def replace(self, key, value, ttl=None):
+        """Store `value` if `key` is present.  True if it was.  Blocks and raises as `set`."""
+        return self.put(key, value, ttl, SHM_PUT_REPLACE, 0, False, self.lock_timeout) == SHM_HIT
+
+    def cas(self, key, value, version, ttl=None):
+        """Store `value` if nobody has written `key` since `gets` returned `version`.  True if it
+        was stored.  Blocks and raises as `set`."""
+        if type(version) is not int:
+            raise TypeError(f"version must be an int from gets(), not {type(version).__name__}")
+        if not 0 < version < 1 << 64:
+            return False
+        return self.put(key, value, ttl, SHM_PUT_CAS, version, False,
+                        self.lock_timeout) == SHM_HIT
+
+    def _cas_keep(self, key, value, version, ttl):
+        """`cas` that keeps the entry's expiry where `ttl` is None."""
+        return self.put(key, value, ttl, SHM_PUT_CAS, version, True, self.lock_timeout) == SHM_HIT
+
+    def try_set(self, key, value, ttl=None):
+        """`set`, but WouldBlock at once where it would have waited."""
+        self.tried()
+        try:
+            self.put(key, value, ttl, SHM_PUT_SET, 0, False, 0)
+        except _errors.WouldBlock:
+            self.view.client.try_blocked += 1
+            raise
+
+    def try_add(self, key, value, ttl=None):
+        """`add`, but WouldBlock at once where it would have waited."""
+        self.tried()
+        try:
+            return self.put(key, value, ttl, SHM_PUT_ADD, 0, False, 0) == SHM_HIT
+        except _errors.WouldBlock:
+            self.view.client.try_blocked += 1
+            raise
+
+    @cython.final
+    cdef int tried(self) except -1:
+        self.ready()
+        self.view.client.try_attempts += 1
+        return 0
+
+    @cython.final
+    cdef int remove(self, object key, uint64_t version, double timeout) except -100:
+        cdef CKey k
+        cdef object keep
+        cdef shm_op op
+        cdef uint32_t shard
+        cdef int r
+        self.ready()
+        keep = _encode_key(self.view.seed, key, &k)
+        shard = shm_shard_of(&self.view, k.k.hash)
+        self.acquire(shard, timeout)
+        shm_op_begin(&op, &self.view, shard, shm_now_ms())
+        r = shm_remove(&op, &k.k, version)
+        self.release(shard)
+        if r == SHM_CORRUPT:
+            raise self.corrupt("INV-SLOT-ENTRY", "a slot names no entry", &k.k)
+        return r
+
+    def delete(self, key):
+        """Remove `key`.  True if it was present.  Blocks as `set`; raises LockTimeout."""
+        return self.remove(key, 0, self.lock_timeout) == SHM_HIT
+
+    def try_delete(self, key):
+        """`delete`, but WouldBlock at once where it would have waited."""
+        self.tried()
+        try:
+            return self.remove(key, 0, 0) == SHM_HIT
+        except _errors.WouldBlock:
+            self.view.client.try_blocked += 1
+            raise
+
+    def _delete_version(self, key, version, timeout=None):
+        """Remove `key` if its version is still `version`.  True if removed, False if it was
+        written meanwhile, None if it is absent."""
+        cdef int r = self.remove(key, version,
+                                 self.lock_timeout if timeout is None else <double>timeout)
+        return True if r == SHM_HIT else None if r == SHM_MISS else False
+
+    def incr(self, key, delta=1, *, initial=0, ttl=None):
+        """Add `delta` to the int under `key`, atomically; where absent, store initial + delta
+        (only then does `ttl` apply).  Returns the new int.
+
+        Keeps the entry's expiry.  OverflowError past signed 64 bits, TypeError if the value is
+        no int (a bool is none): the value is untouched in both cases.  Blocks as `set`.
+        """
+        return self.add_up(key, delta, initial, ttl, self.lock_timeout, 1)
+
+    def decr(self, key, delta=1, *, initial=0, ttl=None):
+        """Subtract `delta`; otherwise as `incr`."""
+        return self.add_up(key, delta, initial, ttl, self.lock_timeout, -1)
+
+    def try_incr(self, key, delta=1, *, initial=0, ttl=None):
+        """`incr`, but WouldBlock at once where it would have waited."""
+        self.tried()
+        try:
+            return self.add_up(key, delta, initial, ttl, 0, 1)
+        except _errors.WouldBlock:
+            self.view.client.try_blocked += 1
+            raise
+
+    @cython.final
+    cdef object add_up(self, object key, object delta, object initial, object ttl, double timeout,
+                       int sign):
+        cdef CKey k
+        cdef object keep
+        cdef shm_op op
+        cdef shm_put p
+        cdef uint32_t shard
+        cdef int r
+        cdef uint64_t ttl_ms = _ttl_ms(ttl), now
+        cdef int64_t change, start, result = 0
+
+        if not isinstance(delta, int) or not isinstance(initial, int) \
+                or isinstance(delta, bool) or isinstance(initial, bool):
+            raise TypeError(
+                f"delta and initial must be ints, not {type(delta).__name__} and "
+                f"{type(initial).__name__}")
+        self.ready()
+        keep = _encode_key(self.view.seed, key, &k)
+        change = delta if sign > 0 else -delta  # OverflowError past 64 bits
+        start = initial
+        shard = shm_shard_of(&self.view, k.k.hash)
+        now = shm_now_ms()
+        memset(&p, 0, sizeof(p))
+        p.expiry = shm_expiry_word(now + ttl_ms, 0) if ttl_ms else 0
+        self.acquire(shard, timeout)
+        shm_op_begin(&op, &self.view, shard, now)
+        r = shm_incr(&op, &k.k, change, start, &p, &result)
+        self.release(shard)
+        if r == SHM_HIT:
+            return PyLong_FromLongLong(result)
+        if r == SHM_OVERFLOW:
+            raise OverflowError(
+                f"the counter {key!r:.80} of cache {self.name!r} would leave signed 64 bits by "
+                f"{'adding' if sign > 0 else 'subtracting'} {delta}; it was left as it is")
+        if r == SHM_NOT_INT:
+            raise TypeError(
+                f"the value of {key!r:.80} in cache {self.name!r} is no int, so it cannot be "
+                "counted up or down; it was left as it is")
+        if r == SHM_FULL:
+            raise self.full(shard, key)
+        raise self.corrupt("INV-LOG-CHAIN", "a log or the index cannot be walked", &k.k)
+
+    def touch(self, key, ttl=None):
+        """Give `key` another `ttl` (None: for ever).  True if it is present.  Copies the entry
+        within its shard; blocks and raises as `set`."""
+        cdef CKey k
+        cdef object keep
+        cdef shm_op op
+        cdef uint32_t shard
+        cdef int r
+        cdef uint64_t ttl_ms = _ttl_ms(ttl), now
+        self.ready()
+        keep = _encode_key(self.view.seed, key, &k)
+        shard = shm_shard_of(&self.view, k.k.hash)
+        now = shm_now_ms()
+        self.acquire(shard, self.lock_timeout)
+        shm_op_begin(&op, &self.view, shard, now)
+        r = shm_touch(&op, &k.k, shm_expiry_word(now + ttl_ms, 0) if ttl_ms else 0)
+        self.release(shard)
+        if r == SHM_FULL:
+            raise self.full(shard, key)
+        if r == SHM_CORRUPT:
+            raise self.corrupt("INV-LOG-CHAIN", "a log or the index cannot be walked", &k.k)
+        return r == SHM_HIT
+
+    # ------------------------------------------------------- batches (batches.pxi)
+
+    def get_many(self, keys):
+        """A dict of those of `keys` that are present, in their order.
+
+        Takes no lock.  In batches of 64 the buckets, then the entries, are prefetched, so that
+        on cold data the cache misses overlap.  ValueError if two keys that Python holds equal
+        but the cache does not (1 and True) are asked for at once.
+        """
+        return _get_many(self, keys)
+
+    def set_many(self, mapping, ttl=None):
+        """Store all items of `mapping` for `ttl` seconds; each shard is taken once.
+
+        Every key and value is checked and encoded before any is stored.  Not atomic as a whole:
+        a CacheFull or LockTimeout part-way names in `.keys` what was not stored.
+        """
+        _set_many(self, mapping, ttl)
+
+    def delete_many(self, keys):
+        """Remove `keys`; returns how many were present.  Each shard is taken once.  Every key is
+        checked before any is removed; a LockTimeout part-way names in `.keys` what is left."""
+        return _delete_many(self, keys)

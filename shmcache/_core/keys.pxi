@@ -1,0 +1,74 @@
+# Keys: Python object -> (content, type, hash), and back.
+
+cdef struct CKey:
+    shm_key k
+    uint8_t own[16]  # content that has no object of its own (ints)
+
+
+cdef object _encode_key(uint64_t seed, object key, CKey *out):
+    """Fill `out`; returns the object that owns the content (keep it while `out` is used)."""
+    cdef Py_ssize_t n = 0
+    cdef long long number
+    cdef int overflow = 0
+    cdef object kind
+    cdef object keep = key
+
+    if type(key) is str:
+        out.k.kind = SHM_K_STR
+        if PyUnicode_IS_COMPACT_ASCII(key):
+            out.k.data = <const uint8_t *>PyUnicode_DATA(key)
+            n = PyUnicode_GET_LENGTH(key)
+        else:
+            kind, keep = _keys.encode(key)
+            out.k.data = <const uint8_t *>PyBytes_AS_STRING(keep)
+            n = PyBytes_GET_SIZE(keep)
+    elif type(key) is bytes:
+        out.k.kind = SHM_K_BYTES
+        out.k.data = <const uint8_t *>PyBytes_AS_STRING(key)
+        n = PyBytes_GET_SIZE(key)
+    elif type(key) is int:
+        number = PyLong_AsLongLongAndOverflow(key, &overflow)
+        if overflow:
+            _keys.encode(key)  # raises, with the message that belongs to it
+        out.k.kind = SHM_K_INT
+        memcpy(out.own, &number, 8)
+        out.k.data = out.own
+        n = 8
+    else:
+        kind, keep = _keys.encode(key)
+        out.k.kind = kind
+        out.k.data = <const uint8_t *>PyBytes_AS_STRING(keep)
+        n = PyBytes_GET_SIZE(keep)
+    if n > SHM_MAX_KEY:
+        _keys.encode(key)
+    out.k.len = <uint32_t>n
+    out.k.hash = shm_key_hash(seed, out.k.kind, out.k.data, n)
+    return keep
+
+
+cdef object _decode_key(uint8_t kind, bytes content):
+    cdef int64_t number
+    kind = kind & SHM_K_TYPE
+    if kind == SHM_K_STR and shm_is_ascii(<const uint8_t *>PyBytes_AS_STRING(content),
+                                           PyBytes_GET_SIZE(content)):
+        return PyUnicode_DecodeUTF8(PyBytes_AS_STRING(content), PyBytes_GET_SIZE(content), NULL)
+    if kind == SHM_K_BYTES:
+        return content
+    if kind == SHM_K_INT and PyBytes_GET_SIZE(content) == 8:
+        memcpy(&number, PyBytes_AS_STRING(content), 8)
+        return PyLong_FromLongLong(number)
+    return _keys.decode(kind, content)
+
+
+cdef object _content(shm_key *k):
+    return PyBytes_FromStringAndSize(<const char *>k.data, k.len)
+
+
+cdef int _refuse_clash(dict seen, object key, int kind, object content) except -1:
+    cdef object before = seen.setdefault(key, (kind, content))
+    if before != (kind, content):
+        raise ValueError(
+            f"two keys of one batch are equal to Python but not to the cache ({key!r} and one of "
+            "another type, such as 1, 1.0 and True): a dict cannot hold both; ask for them in "
+            "separate batches")
+    return 0

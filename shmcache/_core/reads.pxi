@@ -1,0 +1,141 @@
+# Reads: what takes no lock and never waits.
+
+cdef class Reads(Attached):
+    """The reading half of a cache's hot methods."""
+
+    @cython.final
+    cdef object fetch(self, shm_key *key, uint64_t *version, bint count):
+        """The value of `key`, or _MISSING.  Takes no lock and never waits."""
+        cdef shm_hit hit
+        cdef object copy
+        cdef int r, tries = SHM_READ_TRIES
+        while tries > 0:
+            tries -= 1
+            r = shm_find(&self.view, key, &hit)
+            if r == SHM_MISS:
+                if count:
+                    self.view.client.misses += 1
+                return _MISSING
+            if r == SHM_CORRUPT:
+                break
+            if hit.expiry and shm_expiry_at(hit.expiry) <= shm_now_ms():
+                if not shm_hit_valid(&self.view, &hit):
+                    continue
+                if count:
+                    self.view.client.misses += 1
+                return _MISSING
+            if hit.value_kind == SHM_V_BYTES and hit.value_len < LARGE:
+                copy = PyBytes_FromStringAndSize(NULL, hit.value_len)
+                shm_bytes_copy(PyBytes_AS_STRING(copy), hit.value, hit.value_len)
+            else:
+                copy = _copy_value(self, &hit)
+            if shm_hit_valid(&self.view, &hit):
+                shm_hit_mark(&hit)
+                if count:
+                    self.view.client.hits += 1
+                if version != NULL:
+                    version[0] = hit.version
+                if hit.value_kind == SHM_V_BYTES:
+                    return copy
+                return _decode_value(self, hit.value_kind, copy)
+            self.view.client.read_retries += 1
+        raise self.corrupt("INV-REUSE", "a slot kept changing under a reader", key)
+
+    @cython.final
+    cdef object corrupt(self, str invariant, str what, shm_key *key):
+        return _errors.CorruptSegment(
+            f"{invariant} does not hold in shard {shm_shard_of(&self.view, key.hash)} of cache "
+            f"{self.name!r}: {what}; run verify(), then unlink the cache and let it be made anew")
+
+    def get(self, key, default=None):
+        """The value of `key`, or `default`.
+
+        Takes no lock and never waits.  Cost: a hash, one or two cache lines, one copy, and the
+        codec where the value is not bytes, str, int, float, bool or None.
+        Raises TypeError, KeyTooLarge, OverflowError (no key), DecodeError, CacheClosed,
+        CacheNotFound (unlinked meanwhile).
+        """
+        cdef CKey k
+        cdef object keep, value
+        self.ready()
+        keep = _encode_key(self.view.seed, key, &k)
+        value = self.fetch(&k.k, NULL, True)
+        return default if value is _MISSING else value
+
+    def __getitem__(self, key):
+        cdef CKey k
+        cdef object keep, value
+        self.ready()
+        keep = _encode_key(self.view.seed, key, &k)
+        value = self.fetch(&k.k, NULL, True)
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
+
+    def __contains__(self, key):
+        cdef CKey k
+        cdef object keep
+        cdef shm_hit hit
+        cdef int r, tries = SHM_READ_TRIES
+        self.ready()
+        try:
+            keep = _encode_key(self.view.seed, key, &k)
+        except (TypeError, ValueError, OverflowError):
+            return False  # what cannot be stored is not in there
+        while tries > 0:
+            tries -= 1
+            r = shm_find(&self.view, &k.k, &hit)
+            if r == SHM_MISS:
+                return False
+            if r == SHM_CORRUPT:
+                break
+            if shm_hit_valid(&self.view, &hit):
+                return hit.expiry == 0 or shm_expiry_at(hit.expiry) > shm_now_ms()
+        raise self.corrupt("INV-REUSE", "a slot kept changing under a reader", &k.k)
+
+    def _gets(self, key):
+        """(value, version), or None.  Counts as a get."""
+        cdef CKey k
+        cdef object keep, value
+        cdef uint64_t version = 0
+        self.ready()
+        keep = _encode_key(self.view.seed, key, &k)
+        value = self.fetch(&k.k, &version, True)
+        return None if value is _MISSING else (value, version)
+
+    def _peek(self, key):
+        """(value, version), or None, without counting."""
+        cdef CKey k
+        cdef object keep, value
+        cdef uint64_t version = 0
+        self.ready()
+        keep = _encode_key(self.view.seed, key, &k)
+        value = self.fetch(&k.k, &version, False)
+        return None if value is _MISSING else (value, version)
+
+    def ttl(self, key):
+        """Seconds that `key` has left, None if it never expires.  KeyError if it is absent.
+        Takes no lock; to a millisecond."""
+        cdef CKey k
+        cdef object keep
+        cdef shm_hit hit
+        cdef int r, tries = SHM_READ_TRIES
+        cdef uint64_t now
+        self.ready()
+        keep = _encode_key(self.view.seed, key, &k)
+        while tries > 0:
+            tries -= 1
+            r = shm_find(&self.view, &k.k, &hit)
+            if r == SHM_MISS:
+                raise KeyError(key)
+            if r == SHM_CORRUPT:
+                break
+            if not shm_hit_valid(&self.view, &hit):
+                continue
+            if hit.expiry == 0:
+                return None
+            now = shm_now_ms()
+            if shm_expiry_at(hit.expiry) <= now:
+                raise KeyError(key)
+            return (shm_expiry_at(hit.expiry) - now) / 1000.0
+        raise self.corrupt("INV-REUSE", "a slot kept changing under a reader", &k.k)

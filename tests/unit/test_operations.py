@@ -1,0 +1,589 @@
+"""Every operation of api.md "Keys and values" and "Operations" in one process."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import math
+import uuid
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from shmcache import Cache, CacheFull, KeyTooLarge, ValueTooLarge, Versioned
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+class Size(enum.IntEnum):
+    LARGE = 3
+
+
+KEYS: list[Any] = [
+    *("", "a", "ключ", "k" * 65535, "nul\0inside", "\ud800 lone surrogate", b"", b"a", b"\xff\0"),
+    *(0, 1, -1, 2**63 - 1, -(2**63), True, False, None, 0.0, 1.5, math.inf, -math.inf),
+    *(uuid.UUID(int=7), (), ("a",), ("a", 1), ("a", ("b", None, 2.5)), (1,), (True,), ("", "")),
+]
+
+# For every codec but raw these come back exactly as they were.
+PLAIN_VALUES: list[Any] = [
+    *(b"", b"x", bytes(range(256)), "", "text", "ünï", "\ud800", 0, 1, -1, 2**63 - 1, -(2**63)),
+    *(2**63, -(2**63) - 1, 2**64, 10**50, -(10**50), 0.0, -0.0, 1.5, math.inf, True, False, None),
+]
+
+CODEC_VALUES: list[Any] = [
+    *([], [1, "a", None], {}, {"a": 1, "b": [2.5, {"c": b"d"}]}, [2**63], {"big": 2**64 - 1}),
+]
+
+MSGPACK_VALUES: list[Any] = [
+    *((), (1, 2), (1, (2, [3, (4,)])), {1, 2}, frozenset({"a"}), {"t": (1, 2)}, [{1}]),
+    *(dt.datetime(2024, 2, 29, 12, 30, 15, 123456), dt.date(2024, 2, 29), dt.time(1, 2, 3, 4)),
+    dt.datetime(2024, 2, 29, 12, tzinfo=dt.UTC),
+    dt.datetime(2024, 2, 29, 12, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=30))),
+    *(dt.timedelta(days=-1, microseconds=7), Decimal("1.10"), Decimal("-1E+40"), uuid.UUID(int=9)),
+]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, and of the same types all the way down."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, float):
+        return math.copysign(1, a) == math.copysign(1, b) and a == b
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: repr(key)[:20])
+def test_keys_come_back_as_they_were_stored(cache: Cache, key: Any) -> None:
+    cache[key] = "value"
+    assert cache[key] == "value"
+    assert key in cache
+    (stored,) = cache
+    assert same(stored, key)
+    assert cache.pop(key) == "value"
+    assert key not in cache
+
+
+def test_keys_of_different_types_never_meet(cache: Cache) -> None:
+    different: list[Any] = ["1", b"1", 1, 1.0, True, ("1",), (1,), (True,), ((1,),), "", b"", ()]
+    different += [None, 0, 0.0, False, uuid.UUID(bytes=b"1" * 16), b"1" * 16, "1" * 16]
+    for number, key in enumerate(different):
+        cache[key] = f"value {number}"
+    assert [cache[key] for key in different] == [f"value {n}" for n in range(len(different))]
+    assert len(cache) == len(different)
+
+
+def test_tuples_are_not_their_concatenation(cache: Cache) -> None:
+    pairs = [("ab", "c"), ("a", "bc"), ("abc",), ("abc", ""), ("", "abc"), (("a", "b"), "c")]
+    for pair in pairs:
+        cache[pair] = pair
+    assert {pair: cache[pair] for pair in pairs} == {pair: pair for pair in pairs}
+
+
+def test_subclasses_are_stored_as_their_base_type(cache: Cache) -> None:
+    cache[Colour.RED] = 1
+    cache[Size.LARGE] = 2
+    assert cache["red"] == 1
+    assert cache[3] == 2
+    assert {type(key) for key in cache} == {str, int}
+
+
+def test_zeros_of_either_sign_are_one_key(cache: Cache) -> None:
+    """A dict's user expects 0.0 and -0.0, which are equal, to be one key."""
+    cache[0.0] = "zero"
+    assert cache.get(-0.0) == "zero"
+
+
+def test_a_nan_key_can_be_found_again(cache: Cache) -> None:
+    cache[math.nan] = 1
+    assert cache.get(math.nan) == 1
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "json", "msgspec", "pickle"])
+def test_plain_values_round_trip_exactly_with_every_codec(
+    open_cache: Callable[..., Cache], codec: str
+) -> None:
+    cache = open_cache(codec=codec)
+    for value in PLAIN_VALUES:
+        cache["k"] = value
+        assert same(cache["k"], value), value
+    cache["k"] = math.nan
+    assert math.isnan(cache["k"])
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "msgspec", "pickle"])
+@pytest.mark.parametrize("value", CODEC_VALUES, ids=repr)
+def test_structures_round_trip(open_cache: Callable[..., Cache], codec: str, value: Any) -> None:
+    cache = open_cache(codec=codec)
+    cache["k"] = value
+    assert same(cache["k"], value)
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "pickle"])
+@pytest.mark.parametrize("value", MSGPACK_VALUES, ids=repr)
+def test_richer_types_come_back_as_what_they_were(
+    open_cache: Callable[..., Cache], codec: str, value: Any
+) -> None:
+    cache = open_cache(codec=codec)
+    cache["k"] = value
+    assert same(cache["k"], value)
+
+
+def test_bytes_like_values_come_back_as_bytes(cache: Cache) -> None:
+    for value in (bytearray(b"abc"), memoryview(b"abc")):
+        cache["k"] = value
+        assert same(cache["k"], b"abc")
+
+
+def test_raw_takes_bytes_and_counters_only(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache(codec="raw")
+    for value in (b"", b"abc", bytearray(b"abc"), memoryview(b"abc")):
+        cache["k"] = value
+        assert same(cache["k"], bytes(value))
+    for wrong in ("text", 1, 1.5, None, True, [b"abc"]):
+        with pytest.raises(TypeError, match=type(wrong).__name__):
+            cache["k"] = wrong
+        assert cache["k"] == b"abc"
+    assert cache.incr("n", 5) == 5
+    assert cache["n"] == 5
+
+
+def test_values_of_every_size_around_the_edges(cache: Cache) -> None:
+    """Units of 16 bytes, the 64 KiB at which the GIL is released, and the limit."""
+    limit = cache.max_value_size
+    sizes = [*range(70), 255, 256, 4095, 4096, *range(65520, 65550), limit - 1, limit]
+    for size in (size for size in sizes if size <= limit):
+        value = bytes([size % 251]) * size
+        cache["k"] = value
+        assert cache["k"] == value, size
+
+
+def test_get(cache: Cache) -> None:
+    marker = object()
+    assert cache.get("k") is None
+    assert cache.get("k", marker) is marker
+    cache["k"] = None
+    assert cache.get("k", marker) is None
+    assert cache.try_get("k", marker) is None
+    assert cache.try_get("missing", marker) is marker
+    with pytest.raises(KeyError, match="missing"):
+        cache["missing"]
+
+
+def test_reads_give_private_copies(cache: Cache) -> None:
+    cache["k"] = [1, 2]
+    cache["k"].append(3)
+    assert cache["k"] == [1, 2]
+
+
+def test_add(cache: Cache) -> None:
+    assert cache.add("k", 1) is True
+    assert cache.add("k", 2) is False
+    assert cache["k"] == 1
+    cache["none"] = None
+    assert cache.add("none", 1) is False
+
+
+def test_replace(cache: Cache) -> None:
+    assert cache.replace("k", 1) is False
+    assert "k" not in cache
+    cache["k"] = 1
+    assert cache.replace("k", 2) is True
+    assert cache["k"] == 2
+
+
+def test_delete(cache: Cache) -> None:
+    assert cache.delete("k") is False
+    cache["k"] = None
+    assert cache.delete("k") is True
+    assert "k" not in cache
+    with pytest.raises(KeyError):
+        del cache["k"]
+    cache["k"] = 1
+    del cache["k"]
+    assert cache.get("k") is None
+
+
+def test_pop(cache: Cache) -> None:
+    with pytest.raises(KeyError):
+        cache.pop("k")
+    assert cache.pop("k", "default") == "default"
+    assert cache.pop("k", default="default") == "default"
+    assert cache.pop("k", None) is None
+    cache["k"] = "value"
+    assert cache.pop("k") == "value"
+    assert "k" not in cache
+
+
+def test_setdefault(cache: Cache) -> None:
+    assert cache.setdefault("k", 1) == 1
+    assert cache.setdefault("k", 2) == 1
+    assert cache.setdefault("none") is None
+    assert cache.setdefault("none", 1) is None
+    assert dict(cache) == {"k": 1, "none": None}
+
+
+def test_popitem_takes_every_entry_once(cache: Cache) -> None:
+    reference = {f"key {number}": number for number in range(100)}
+    cache.update(reference)
+    taken = [cache.popitem() for _ in range(100)]
+    assert dict(taken) == reference
+    with pytest.raises(KeyError):
+        cache.popitem()
+
+
+@pytest.mark.parametrize("foreign", [[], {}, set(), object(), 2**70, ("a", []), "k" * 70000, int])
+def test_in_is_false_for_what_can_be_no_key(cache: Cache, foreign: Any) -> None:
+    cache["k"] = 1
+    assert foreign not in cache
+    assert foreign not in cache.keys()  # noqa: SIM118 - the view is what is tested
+
+
+def test_incr_and_decr(cache: Cache) -> None:
+    assert cache.incr("n") == 1
+    assert cache.incr("n", 10) == 11
+    assert cache.decr("n", 4) == 7
+    assert cache.incr("n", -10) == -3
+    assert cache["n"] == -3
+    assert cache.incr("m", 5, initial=100) == 105
+    assert cache.incr("m", 5, initial=100) == 110
+    assert cache.decr("d") == -1
+    assert cache.decr("e", 2, initial=10) == 8
+    cache["stored"] = 41
+    assert cache.incr("stored") == 42
+    assert cache.try_incr("stored") == 43
+    assert cache.incr("zero", 0) == 0
+
+
+@pytest.mark.parametrize("limit", [2**63 - 1, -(2**63)])
+def test_incr_stays_within_64_bits(cache: Cache, limit: int) -> None:
+    step = 1 if limit > 0 else -1
+    cache["n"] = limit - step
+    assert cache.incr("n", step) == limit
+    with pytest.raises(OverflowError, match="n"):
+        cache.incr("n", step)
+    assert cache["n"] == limit
+    with pytest.raises(OverflowError):
+        cache.incr("absent", step, initial=limit)
+    assert "absent" not in cache
+    for huge in (2**63, -(2**63) - 1, 2**100):
+        with pytest.raises(OverflowError):
+            cache.incr("absent", huge)
+        with pytest.raises(OverflowError):
+            cache.incr("absent", initial=huge)
+    assert "absent" not in cache
+
+
+def test_decr_by_the_lowest_int_overflows_cleanly(cache: Cache) -> None:
+    cache["n"] = 0
+    with pytest.raises(OverflowError):
+        cache.decr("n", -(2**63))
+    assert cache["n"] == 0
+
+
+@pytest.mark.parametrize("value", ["1", b"1", 1.0, True, False, None, [1]], ids=repr)
+def test_incr_of_what_is_no_int_is_an_error(cache: Cache, value: Any) -> None:
+    cache["k"] = value
+    with pytest.raises(TypeError, match="k"):
+        cache.incr("k")
+    assert same(cache["k"], value)
+
+
+def test_incr_of_an_int_past_64_bits_is_an_overflow(cache: Cache) -> None:
+    cache["k"] = 2**70
+    with pytest.raises(OverflowError):
+        cache.incr("k")
+    assert cache["k"] == 2**70
+
+
+@pytest.mark.parametrize("delta", ["1", 1.0, None], ids=repr)
+def test_a_delta_that_is_no_int_is_an_error(cache: Cache, delta: Any) -> None:
+    with pytest.raises(TypeError):
+        cache.incr("n", delta)
+    assert "n" not in cache
+
+
+def test_gets_and_cas(cache: Cache) -> None:
+    assert cache.gets("k") is None
+    assert cache.cas("k", 1, 0) is False
+    assert "k" not in cache
+    cache["k"] = "old"
+    seen = cache.gets("k")
+    assert isinstance(seen, Versioned)
+    assert seen.value == "old"
+    assert cache.gets("k") == seen
+    value, version = seen
+    assert (value, version) == ("old", seen.version)
+    assert cache.cas("k", "new", version) is True
+    assert cache["k"] == "new"
+    assert cache.cas("k", "newer", version) is False
+    assert cache["k"] == "new"
+
+
+WRITES: dict[str, Callable[[Cache], object]] = {
+    "set": lambda c: c.set("k", 1),
+    "set_many": lambda c: c.set_many({"k": 1}),
+    "incr": lambda c: c.incr("k", 0),
+    "touch": lambda c: c.touch("k", 1000),
+    "replace": lambda c: c.replace("k", 1),
+    "alter": lambda c: c.alter("k", lambda value: value),
+    "delete and set": lambda c: (c.delete("k"), c.set("k", 1)),
+    "pop and add": lambda c: (c.pop("k"), c.add("k", 1)),
+    "clear and set": lambda c: (c.clear(), c.set("k", 1)),
+    "cas": lambda c: c.cas("k", 1, c.gets("k").version),  # type: ignore[union-attr]
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_every_write_changes_the_version(cache: Cache, name: str) -> None:
+    cache["k"] = 1
+    before = cache.gets("k")
+    assert before is not None
+    WRITES[name](cache)
+    after = cache.gets("k")
+    assert after is not None
+    assert (after.value, after.version != before.version) == (1, True)
+    assert cache.cas("k", 2, before.version) is False
+    assert cache["k"] == 1
+
+
+def test_nothing_else_changes_the_version(open_cache: Callable[..., Cache]) -> None:
+    """Reads do not, failed writes do not, and neither do writes to other keys that move it."""
+    cache = open_cache(size="1MiB", shards=1, policy="keep")
+    cache["k"] = "value"
+    before = cache.gets("k")
+    cache.get("k"), list(cache.items()), cache.ttl("k"), cache.add("k", 1), cache.verify()
+    with pytest.raises(TypeError):
+        cache.incr("k")
+    with pytest.raises(TypeError):
+        cache["k"] = object()
+    for number in range(2000):  # the log wraps several times, so that the entry is moved
+        cache["hot"] = bytes([number % 256]) * 4000
+    assert cache.gets("k") == before
+
+
+def test_alter(cache: Cache) -> None:
+    with pytest.raises(KeyError, match="k"):
+        cache.alter("k", lambda value: value)
+    assert cache.alter("k", lambda value: [*value, 1], default=[]) == [1]
+    assert cache.alter("k", lambda value: [*value, 2], default=[]) == [1, 2]
+    assert cache["k"] == [1, 2]
+    assert cache.alter("none", lambda value: value, default=None) is None
+    assert "none" in cache
+
+
+def test_alter_runs_again_when_another_write_came_between(cache: Cache) -> None:
+    cache["k"] = 1
+    calls: list[int] = []
+
+    def interrupted(value: int) -> int:
+        calls.append(value)
+        if len(calls) == 1:
+            cache["k"] = 100
+        return value + 1
+
+    assert cache.alter("k", interrupted) == 101
+    assert calls == [1, 100]
+    assert cache["k"] == 101
+
+
+def test_alter_that_raises_changes_nothing(cache: Cache) -> None:
+    cache["k"] = 1
+    with pytest.raises(ZeroDivisionError):
+        cache.alter("k", lambda value: value / 0)
+    assert cache["k"] == 1
+
+
+def test_touch_and_ttl(cache: Cache) -> None:
+    assert cache.touch("k", 10) is False
+    with pytest.raises(KeyError, match="k"):
+        cache.ttl("k")
+    cache["k"] = "value"
+    assert cache.ttl("k") is None
+    assert cache.touch("k", 100) is True
+    left = cache.ttl("k")
+    assert left is not None
+    assert 90 < left <= 100
+    assert cache.touch("k") is True
+    assert cache.ttl("k") is None
+    assert cache["k"] == "value"
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "json", "msgspec", "pickle"])
+def test_get_field(open_cache: Callable[..., Cache], codec: str) -> None:
+    cache = open_cache(codec=codec)
+    cache["user"] = {"name": "Ann", "tags": ["a", "b", {"deep": 1}], "none": None, "big": "x" * 999}
+    assert cache.get_field("user", "name") == "Ann"
+    assert cache.get_field("user", "tags", 1) == "b"
+    assert cache.get_field("user", "tags", -1, "deep") == 1
+    assert cache.get_field("user", "tags") == ["a", "b", {"deep": 1}]
+    assert cache.get_field("user", "none", default="d") is None
+    assert cache.get_field("user", "missing") is None
+    for path in [("missing",), ("tags", 9), ("name", 0, 0), ("tags", "a"), ("name", "x"), (0,)]:
+        assert cache.get_field("user", *path, default="d") == "d", path
+    assert cache.get_field("absent", "name", default="d") == "d"
+    assert cache.get_field("user")["name"] == "Ann"
+    cache["plain"] = "text"
+    assert cache.get_field("plain", "field", default="d") == "d"
+
+
+def test_clear_empties_and_may_be_repeated(cache: Cache) -> None:
+    cache.update({number: number for number in range(500)})
+    cache.clear()
+    assert (len(cache), list(cache), cache.stats().entries) == (0, [], 0)
+    cache.clear()
+    cache["k"] = 1
+    assert dict(cache) == {"k": 1}
+    assert cache.verify() == []
+
+
+def test_try_operations_do_as_their_namesakes_where_nobody_is_in_the_way(cache: Cache) -> None:
+    cache.try_set("k", 1)
+    assert cache.try_get("k") == 1
+    assert cache.try_add("k", 2) is False
+    assert cache.try_add("l", 2, 100) is True
+    assert cache.try_delete("l") is True
+    assert cache.try_delete("l") is False
+    assert cache.try_pop("k") == 1
+    assert cache.try_pop("k", "default") == "default"
+    with pytest.raises(KeyError):
+        cache.try_pop("k")
+    assert cache.try_incr("n", 2, initial=1, ttl=100) == 3
+    assert 90 < (cache.ttl("n") or 0) <= 100
+
+
+def test_a_refused_write_leaves_the_old_value(cache: Cache) -> None:
+    cache["k"] = "old"
+    for wrong, error in ((object(), TypeError), (bytes(cache.max_value_size + 300), ValueTooLarge)):
+        for write in (cache.set, cache.replace, cache.try_set):
+            with pytest.raises(error):
+                write("k", wrong)
+        assert cache["k"] == "old"
+    with pytest.raises(KeyTooLarge):
+        cache["k" * 65536] = 1
+    assert dict(cache) == {"k": "old"}
+
+
+def test_keep_refuses_when_full_and_keeps_everything(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache(size="1MiB", policy="keep")
+    stored: dict[str, bytes] = {}
+    with pytest.raises(CacheFull, match=cache.name):
+        for number in range(1_000_000):
+            cache[f"key {number}"] = value = bytes([number % 251]) * 500
+            stored[f"key {number}"] = value
+    assert dict(cache) == stored
+    stats = cache.stats()
+    assert stats.evictions == 0
+    first = next(iter(stored))
+    with pytest.raises(CacheFull):
+        cache[first] = b"x" * min(cache.max_value_size, 100_000)
+    assert cache[first] == stored[first]
+    for key in list(stored)[::2]:
+        del cache[key]
+        del stored[key]
+    for number in range(len(stored) // 2):
+        cache[f"new {number}"] = value = bytes([number % 251]) * 500
+        stored[f"new {number}"] = value
+    assert dict(cache) == stored
+    assert cache.verify() == []
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("entry_size", [100, 1000, 3000])
+def test_keep_takes_four_fifths_of_its_bytes(
+    open_cache: Callable[..., Cache], shards: int, entry_size: int
+) -> None:
+    cache = open_cache(size="4MiB", policy="keep", shards=shards, avg_entry_size=entry_size)
+    with pytest.raises(CacheFull):
+        for number in range(1_000_000):
+            cache[number] = bytes(entry_size)
+    stats = cache.stats()
+    assert stats.bytes_used >= 0.8 * stats.bytes_total
+    assert cache.verify() == []
+
+
+def test_keep_serves_writes_forever_just_below_its_limit(
+    open_cache: Callable[..., Cache],
+) -> None:
+    """Overwriting and deleting must be able to go on at 79% live without ever being refused."""
+    cache = open_cache(size="1MiB", policy="keep", shards=1)
+    total = cache.stats().bytes_total
+    number = 0
+    while cache.stats().bytes_used < 0.79 * total:
+        cache[number] = bytes(1000)
+        number += 1
+    for turn in range(5 * number):
+        cache[turn * 7919 % number] = bytes([turn % 256]) * 1000
+    assert len(cache) == number
+    assert cache.verify() == []
+
+
+@pytest.mark.parametrize("policy", ["evict", "keep"])
+def test_a_hot_key_washes_nothing_out(open_cache: Callable[..., Cache], policy: str) -> None:
+    """Overwriting one key for many laps of the log evicts nobody while the live bytes fit."""
+    cache = open_cache(size="2MiB", shards=1, policy=policy)
+    total = cache.stats().bytes_total
+    stored: dict[str, bytes] = {}
+    while cache.stats().bytes_used < 0.6 * total:
+        key = f"cold {len(stored)}"
+        stored[key] = cache[key] = key.encode() * 50
+    for turn in range(10 * total // 1000):
+        cache["hot"] = bytes([turn % 256]) * 1000
+    for turn in range(3000):
+        cache[f"short-lived {turn}"] = b"x" * 1000
+        del cache[f"short-lived {turn}"]
+    missing = [key for key, value in stored.items() if cache.get(key) != value]
+    assert missing == []
+    assert cache.stats().evictions == 0
+    assert cache.verify() == []
+
+
+def test_evict_makes_room_and_stays_right(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache(size="1MiB")
+    for number in range(20_000):
+        cache[number] = number.to_bytes(4, "little") * 50
+        assert cache[number] == number.to_bytes(4, "little") * 50
+    stats = cache.stats()
+    assert stats.evictions > 10_000
+    assert stats.bytes_used > 0.5 * stats.bytes_total
+    for number, value in cache.items():
+        assert value == number.to_bytes(4, "little") * 50
+    assert len(cache) == stats.entries == len(list(cache))
+    assert cache.verify() == []
+
+
+def test_the_index_may_fill_up_before_the_log(open_cache: Callable[..., Cache]) -> None:
+    """Entries much smaller than avg_entry_size: evict makes room, keep says that it is full."""
+    keep = open_cache(size="1MiB", policy="keep", avg_entry_size=4096)
+    stored = 0
+    with pytest.raises(CacheFull):
+        for stored in range(1_000_000):
+            keep[stored] = b""
+    assert sorted(keep) == list(range(stored))
+    evict = open_cache(size="1MiB", avg_entry_size=4096)
+    for number in range(20_000):
+        evict[number] = b""
+        assert number in evict
+    assert evict.stats().evictions > 0
+    assert keep.verify() == evict.verify() == []
+
+
+@pytest.mark.parametrize("shards", [1, 2, 8])
+@pytest.mark.parametrize("policy", ["evict", "keep"])
+def test_sizes_and_policies_hold_what_was_stored(
+    open_cache: Callable[..., Cache], shards: int, policy: str
+) -> None:
+    cache = open_cache(size="4MiB", shards=shards, policy=policy)
+    assert cache.shards == shards
+    reference = {f"key-{number}": [number, str(number)] for number in range(2000)}
+    cache.update(reference)
+    assert cache == reference
+    assert cache.verify() == []

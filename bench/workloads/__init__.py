@@ -1,0 +1,19 @@
+"""One file a workload.  Each has a function `run(options) -> Result` and asserts its premises.
+
+`NAMES` is the order in which they run and are reported; a new workload adds its module here.
+"""
+
+NAMES = (
+    "get_hot",
+    "get_miss",
+    "get_large",
+    "get_dict",
+    "set_full",
+    "set_large",
+    "cold",
+    "scaling",
+    "tail",
+    "stopped_writer",
+    "memory",
+    "attach",
+)

@@ -21,7 +21,9 @@ cdef class Attached:
     cdef uint64_t look_at_ms
     cdef bint raw
     cdef object mapping, identity_page
-    cdef object encode, decode
+    cdef object codec, fast_encode, fast_decode, decode_names
+    cdef PyObject *decode_args[12]  # [0]: the payload; then the decoder's keyword arguments
+    cdef object decode_values       # what owns them
     cdef readonly object _attachment
     cdef readonly object _codec
     cdef readonly str name
@@ -35,12 +37,20 @@ cdef class Attached:
 
     def _connect(self, object attachment, object codec, double lock_timeout):
         cdef Py_buffer buf
+        cdef Py_ssize_t i
         cdef object page = attachment.identity
         self.name = attachment.name
         self._attachment = attachment
         self._codec = codec
-        self.encode = codec.encode_bytes
-        self.decode = codec.decode_bytes
+        if len(codec.fast_decode_values) > 11:
+            raise ValueError(f"codec {codec.name!r} has more keyword arguments than fit")
+        self.codec = codec
+        self.fast_encode = codec.fast_encode
+        self.fast_decode = codec.fast_decode
+        self.decode_names = tuple(codec.fast_decode_names) or None
+        self.decode_values = tuple(codec.fast_decode_values)
+        for i in range(len(self.decode_values)):
+            self.decode_args[i + 1] = <PyObject *>PyTuple_GET_ITEM(self.decode_values, i)
         self.raw = codec.name == "raw"
         self.lock_timeout = lock_timeout
         self.mapping = attachment.mapping

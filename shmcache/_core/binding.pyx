@@ -29,8 +29,6 @@ from libc.string cimport memcpy, memset
 
 from .core cimport *
 
-from datetime import timedelta
-
 from shmcache import errors as _errors
 from shmcache import keys as _keys
 from shmcache import limits as _limits
@@ -55,6 +53,8 @@ cdef extern from "Python.h":
     object PyUnicode_DecodeUTF8(const char *s, Py_ssize_t n, const char *errors)
     long long PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
     object PyObject_CallOneArg(object f, object arg)
+    object PyObject_Vectorcall(object f, PyObject *const *args, size_t n, object names)
+    PyObject *PyTuple_GET_ITEM(object t, Py_ssize_t i)
     bint PyObject_CheckBuffer(object o)
 
 shm_choose_clock()

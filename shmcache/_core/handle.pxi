@@ -198,6 +198,14 @@ cdef class Handle(Reads):
                                  self.lock_timeout if timeout is None else <double>timeout)
         return True if r == SHM_HIT else None if r == SHM_MISS else False
 
+    def _tried(self):
+        """Count an attempt of a `try_` method that is written in Python."""
+        self.tried()
+
+    def _blocked(self):
+        """Count that it would have waited."""
+        self.view.client.try_blocked += 1
+
     def incr(self, key, delta=1, *, initial=0, ttl=None):
         """Add `delta` to the int under `key`, atomically; where absent, store initial + delta
         (only then does `ttl` apply).  Returns the new int.

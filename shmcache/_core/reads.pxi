@@ -113,6 +113,33 @@ cdef class Reads(Attached):
         value = self.fetch(&k.k, &version, False)
         return None if value is _MISSING else (value, version)
 
+    def _peek_encoded(self, key):
+        """(True, the codec's bytes) or (False, the value, where no codec encoded it), or None.
+        Without counting."""
+        cdef CKey k
+        cdef object keep, copy
+        cdef shm_hit hit
+        cdef int r, tries = SHM_READ_TRIES
+        self.ready()
+        keep = _encode_key(self.view.seed, key, &k)
+        while tries > 0:
+            tries -= 1
+            r = shm_find(&self.view, &k.k, &hit)
+            if r == SHM_MISS:
+                return None
+            if r == SHM_CORRUPT:
+                break
+            copy = _copy_value(self, &hit)
+            if not shm_hit_valid(&self.view, &hit):
+                continue
+            if hit.expiry and shm_expiry_at(hit.expiry) <= shm_now_ms():
+                return None
+            shm_hit_mark(&hit)
+            if hit.value_kind == SHM_V_CODEC:
+                return True, copy
+            return False, _decode_value(self, hit.value_kind, copy)
+        raise self.corrupt("INV-REUSE", "a slot kept changing under a reader", &k.k)
+
     def ttl(self, key):
         """Seconds that `key` has left, None if it never expires.  KeyError if it is absent.
         Takes no lock; to a millisecond."""

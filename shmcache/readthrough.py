@@ -166,7 +166,7 @@ def read_through(
             if value is not None:
                 hits += 1
                 hit_bytes += size
-                right = is_intact(ident, value) and (len(value) == size or number in trace.varying)
+                right = is_intact(value, ident) and (len(value) == size or number in trace.varying)
                 if not right:
                     tally.wrong += 1
                     if len(tally.wrong_keys) < MAX_WRONG_KEYS:

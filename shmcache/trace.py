@@ -190,7 +190,7 @@ def make_value(ident: int, size: int) -> bytes:
     return _HEADER.pack(ident, size, xxhash.xxh3_64_intdigest(body, ident)) + body
 
 
-def is_intact(ident: int, value: object) -> TypeGuard[bytes]:
+def is_intact(value: object, ident: int) -> TypeGuard[bytes]:
     """Tell whether `value` is exactly what `make_value` made for this ident, at any size.
 
     Costs one hash of the body.  A value of n < 8 bytes proves itself with n bytes only.

@@ -102,23 +102,23 @@ def test_a_value_has_its_size_and_is_intact(ident: int, size: int) -> None:
     value = trace.make_value(ident, size)
     assert len(value) == size
     assert value == trace.make_value(ident, size)
-    assert trace.is_intact(ident, value)
+    assert trace.is_intact(value, ident)
 
 
 @given(ident=IDENTS, size=st.integers(8, 300), data=st.data())
 def test_one_flipped_bit_or_missing_byte_shows(ident: int, size: int, data: st.DataObject) -> None:
     value = bytearray(trace.make_value(ident, size))
-    assert not trace.is_intact(ident, bytes(value[:-1]))
-    assert not trace.is_intact(ident, bytes(value) + b"\0")
+    assert not trace.is_intact(bytes(value[:-1]), ident)
+    assert not trace.is_intact(bytes(value) + b"\0", ident)
     value[data.draw(st.integers(0, size - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    assert not trace.is_intact(ident, bytes(value))
+    assert not trace.is_intact(bytes(value), ident)
 
 
 @given(one=IDENTS, other=IDENTS, size=st.integers(8, 300))
 def test_another_keys_value_shows(one: int, other: int, size: int) -> None:
-    assert trace.is_intact(one, trace.make_value(other, size)) == (one == other)
+    assert trace.is_intact(trace.make_value(other, size), one) == (one == other)
 
 
 @pytest.mark.parametrize("value", [None, "text", 7, bytearray(30)])
 def test_what_is_not_bytes_is_not_intact(value: object) -> None:
-    assert not trace.is_intact(1, value)
+    assert not trace.is_intact(value, 1)

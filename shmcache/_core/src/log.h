@@ -8,9 +8,9 @@
  *   INV-LOG-PUBLISH  an entry's bytes are complete before tail passes it, tail has passed it
  *                    before a slot names it
  *   INV-REUSE        no slot names an entry, and head has passed it, before its bytes are reused
- *   INV-GAP          after every append the free room takes twice the largest entry of the last
- *                    two laps (itself and a pad as large): so a move of the entry at the head
- *                    never overwrites its own source
+ *   INV-GAP          after every append a gap stays free that takes a move of the largest entry
+ *                    of the last two laps: so a move of the entry at the head never overwrites
+ *                    its own source (shm_gap)
  *
  * head, tail and largest are loaded from shared memory once for a decision and checked against
  * the private geometry: whatever was flipped in them, nothing outside the log is touched.
@@ -44,6 +44,18 @@ static inline void shm_op_begin(shm_op *op, const shm_view *v, uint32_t shard, u
     op->protect = SHM_NO_SLOT;
     op->walked = 0;
     op->changed = 0;
+}
+
+/* Units that must stay free in a log whose largest entry has n units: that entry, and a pad that
+ * is as large at worst, once a lap.  Under `evict`, where entries are larger than a 32nd of the
+ * log, a lap's pad is not reserved: an entry that cannot be moved over the end for the lack of it
+ * is evicted, which costs less than a sixteenth of the room always empty would. */
+static inline uint32_t shm_gap(const shm_view *v, uint32_t l, uint32_t n)
+{
+    uint32_t most = v->log[l].units / 16;
+    if (v->policy == SHM_POLICY_KEEP || 2 * n <= most)
+        return 2 * n;
+    return n > most ? n : most;
 }
 
 typedef struct shm_log_state { /* loaded once, checked */
@@ -90,7 +102,7 @@ static inline bool shm_log_load(const shm_op *op, uint32_t l, shm_log_state *st)
     a = a > b ? a : b;
     if (a > op->v->max_entry_units)
         a = op->v->max_entry_units;
-    st->gap = 2 * a;
+    st->gap = shm_gap(op->v, l, a);
     return true;
 }
 
@@ -107,7 +119,7 @@ static inline uint32_t shm_log_need(const shm_op *op, uint32_t l, const shm_log_
 static inline bool shm_log_has_room(const shm_op *op, uint32_t l, const shm_log_state *st,
                                     uint32_t n)
 {
-    uint32_t gap = st->gap > 2 * n ? st->gap : 2 * n;
+    uint32_t own = shm_gap(op->v, l, n), gap = st->gap > own ? st->gap : own;
     return (uint64_t)shm_log_need(op, l, st, n) + gap <= st->free;
 }
 

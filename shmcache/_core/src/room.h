@@ -15,8 +15,10 @@
  * one log: a two-bit CLOCK with ghosts.
  *
  * INV-BUDGET: while the shard's live units are below budget_units nothing live is evicted: what
- * the head meets is moved.  So overwriting and deleting evict nobody.  Under `keep` nothing live
- * is ever evicted, and a write that would take live units past the budget is refused.
+ * the head meets is moved.  So overwriting and deleting evict nobody.  (Where single entries are
+ * larger than a 32nd of a log its gap may leave less than the budget: then the main log's own
+ * 15/16 count.)  Under `keep` nothing live is ever evicted, and a write that would take live
+ * units past the budget is refused.
  *
  * Pacing: cleaning is paid for in small change.  A write of n units walks up to
  * SHM_PACE * n * capacity / reclaimable units while less than half of what is reclaimable is
@@ -39,6 +41,21 @@ static inline void shm_count(uint64_t *counter, uint64_t n) { WR(counter, RD(cou
 static inline uint64_t shm_live_units(const shm_op *op)
 {
     return (uint64_t)RD(&op->sh->counts.live_units[0]) + RD(&op->sh->counts.live_units[1]);
+}
+
+/* May something live be evicted to make room (policy evict)? */
+static inline bool shm_over_budget(const shm_op *op)
+{
+    uint32_t main_live = RD(&op->sh->counts.live_units[SHM_MAIN]);
+    uint32_t usable;
+    shm_log_state st;
+
+    if (shm_live_units(op) >= op->v->budget_units)
+        return true;
+    if (main_live < op->v->log[SHM_MAIN].units / 2 || !shm_log_load(op, SHM_MAIN, &st))
+        return false;
+    usable = op->v->log[SHM_MAIN].units - st.gap;
+    return main_live >= usable - usable / 16;
 }
 
 /* The slot that names the entry at `pos` of log `l`, or SHM_NO_SLOT: then the entry is dead. */
@@ -157,7 +174,7 @@ static int shm_head_step(shm_op *op, uint32_t l, bool force)
     }
 
     may_evict = v->policy == SHM_POLICY_EVICT && !lease && slot != op->protect &&
-                (force || shm_live_units(op) >= v->budget_units);
+                (force || shm_over_budget(op));
     to = SHM_MAIN;
     if (may_evict) {
         uint64_t visited = word & SHM_W_VISITED;
@@ -277,15 +294,12 @@ static int shm_make_room(shm_op *op, uint32_t l, uint32_t n)
         }
         FAULT(room_begin);
         r = shm_head_step(op, l, force);
-        if (r == SHM_MISS || (r == SHM_FULL && force) ||
-            (r == SHM_FULL && op->v->policy == SHM_POLICY_KEEP))
+        if (r == SHM_FULL && !force && op->v->policy == SHM_POLICY_EVICT)
+            r = shm_head_step(op, l, true); /* this one cannot be moved: see shm_gap */
+        if (r == SHM_MISS)
             return SHM_FULL;
-        if (r == SHM_FULL) {
-            force = true;
-            begun = op->walked;
-        } else if (r == SHM_CORRUPT) {
-            return SHM_CORRUPT;
-        }
+        if (r != SHM_HIT)
+            return r;
     }
 }
 
@@ -304,11 +318,11 @@ static inline int shm_pace(shm_op *op, uint32_t l, uint32_t n)
         while (swept < SHM_SWEEP_MOST) { /* on while it pays and something live would go */
             uint32_t cleared = shm_sweep(op, SHM_SWEEP_STEP);
             swept += SHM_SWEEP_STEP;
-            if (cleared == 0 || shm_live_units(op) < v->budget_units)
+            if (cleared == 0 || !shm_over_budget(op))
                 break;
         }
     }
-    if (v->policy == SHM_POLICY_EVICT && shm_live_units(op) >= v->budget_units)
+    if (v->policy == SHM_POLICY_EVICT && shm_over_budget(op))
         return SHM_HIT; /* room is made by evicting, one for one */
     live = (uint64_t)RD(&op->sh->counts.live_units[l]) + st.gap;
     if (live >= g->units)

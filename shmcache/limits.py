@@ -69,6 +69,8 @@ TTL_MAX_MS: Final = TTL_MAX_SECONDS * 1000
 EXPIRY_BITS: Final = 44
 """Bits of an entry's expiry, in milliseconds of CLOCK_MONOTONIC."""
 
+_CENTURY = timedelta(seconds=TTL_MAX_SECONDS)
+_MILLISECOND = timedelta(milliseconds=1)
 _FILE_NAME_MAX = 255  # bytes: NAME_MAX of Linux's file systems, /dev/shm's among them
 _LONGEST_FILE_NAME = f"sem.shmcache.{'n' * NAME_MAX}~{'f' * 16}~{SHARDS_MAX}"
 
@@ -148,11 +150,12 @@ def ttl_to_ms(ttl: object) -> int:
     if ttl is None:
         return 0
     if isinstance(ttl, timedelta):
-        # In whole numbers: a float of seconds would lose the microseconds of a long one.
-        milliseconds = -(-ttl // timedelta(milliseconds=1))
-        if milliseconds <= 0:
+        if ttl <= timedelta(0):
             raise ValueError(f"ttl must be more than 0 seconds (None: never expires), not {ttl!r}")
-        return milliseconds if milliseconds <= TTL_MAX_MS else 0
+        if ttl > _CENTURY:
+            return 0
+        # In whole numbers: a float of seconds would lose the microseconds of a long one.
+        return -(-ttl // _MILLISECOND)
     seconds = _seconds("ttl", ttl)
     if not seconds > 0:
         raise ValueError(f"ttl must be more than 0 seconds (None: never expires), not {ttl!r}")

@@ -1,0 +1,333 @@
+"""Kill a writer at one fault point after another, and see what a survivor finds.
+
+Runs in the test build (``PYTHONPATH=build/fault:tests python -P fault_driver.py PATH``) and prints
+one JSON object: which points the write path PATH has reached, and what was wrong afterwards.
+
+For each point, and its first, second and seventh passage: a fresh cache of one shard is filled, a
+fork attaches and makes the path's calls until the point kills it, and then, while the dead child
+is still a zombie, this process reads everything, writes to the shard, verifies, and goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from shmcache import Cache, CacheFull, _core
+from support import payloads
+from support.names import leftovers, remove, unique_name
+from support.processes import wait_zombie
+from support.segments import holder
+
+PASSAGES = (1, 2, 7)
+SURVIVOR_S = 1.0
+_stamps = itertools.count(1)
+
+
+def payload(key: str, size: int) -> bytes:
+    return payloads.make(key, next(_stamps), size)
+
+
+@dataclass
+class Path:
+    """One write path: how to prepare a cache, which calls to kill in, what they may change."""
+
+    act: Callable[[Cache], object]
+    prepare: Callable[[Cache], None] = lambda cache: None
+    touched: Callable[[str], bool] = lambda key: key == "victim"
+    policy: str = "keep"
+    avg_entry_size: int = 256
+    first_death: str | None = None  # a writer has died here before, so that act takes over
+    resident: int = field(default=20)
+
+
+def is_any(key: str) -> bool:
+    return True
+
+
+def is_new(key: str) -> bool:
+    return key.startswith(("victim", "new"))
+
+
+def fill(fraction: float, size: int = 1000, ttl: float | None = None) -> Callable[[Cache], None]:
+    """Fill up to a fraction of the log; with a ttl, wait until all of it has expired."""
+
+    def prepare(cache: Cache) -> None:
+        total = cache.stats().bytes_total
+        prefix = "short" if ttl else "filler"
+        for number in itertools.count():
+            key = f"{prefix} {number}"
+            if cache.stats().bytes_used >= fraction * total:
+                break
+            cache.set(key, payload(key, size), ttl)
+        while ttl and any(key.startswith("short") for key in cache):
+            time.sleep(0.001)
+
+    return prepare
+
+
+def victim(cache: Cache) -> None:
+    cache["victim"] = payload("victim", 500)
+
+
+def number(cache: Cache) -> None:
+    cache["victim"] = 41
+
+
+def overwrite_for_laps(cache: Cache) -> None:
+    for turn in range(1500):
+        cache["victim"] = payload("victim", 500 + turn * 37 % 4000)
+
+
+def set_new_keys(cache: Cache) -> None:
+    for turn in range(600):
+        key = f"new {turn}"
+        cache[key] = payload(key, 500 + turn * 37 % 6000)
+
+
+def set_new_until_full(cache: Cache) -> None:
+    for turn in range(3000):
+        key = f"new {turn}"
+        try:
+            cache[key] = payload(key, 40)
+        except CacheFull:
+            return
+
+
+def batch(count: int) -> dict[str, bytes]:
+    return {f"new {turn}": payload(f"new {turn}", 300) for turn in range(count)}
+
+
+def several(*steps: Callable[[Cache], object]) -> Callable[[Cache], None]:
+    def run(cache: Cache) -> None:
+        for step in steps:
+            step(cache)
+
+    return run
+
+
+SHORT_S = 0.05
+
+PATHS: dict[str, Path] = {
+    "set new": Path(lambda c: c.set("victim", payload("victim", 500))),
+    "set new with ttl": Path(lambda c: c.set("victim", payload("victim", 500), 1000)),
+    "overwrite": Path(lambda c: c.set("victim", payload("victim", 900)), victim),
+    "overwrite for laps": Path(overwrite_for_laps, several(fill(0.5), victim)),
+    "overwrite for laps, evict": Path(
+        overwrite_for_laps, several(fill(0.4), victim), policy="evict"
+    ),
+    "set with eviction": Path(set_new_keys, fill(0.7), is_new, "evict"),
+    "set with eviction of what is read": Path(
+        set_new_keys,
+        several(fill(0.7), lambda c: [c.get_many(list(c)) for _ in range(3)]),
+        is_new,
+        "evict",
+    ),
+    "set into full buckets, keep": Path(
+        set_new_until_full, lambda c: None, is_new, avg_entry_size=1000
+    ),
+    "set into full buckets, evict": Path(
+        set_new_until_full, lambda c: None, is_new, "evict", avg_entry_size=4000
+    ),
+    "set over expired": Path(set_new_until_full, fill(0.8, ttl=SHORT_S), is_new),
+    "set over expired, evict": Path(set_new_keys, fill(0.7, ttl=SHORT_S), is_new, "evict"),
+    "add": Path(lambda c: c.add("victim", payload("victim", 500))),
+    "replace": Path(lambda c: c.replace("victim", payload("victim", 100)), victim),
+    "setdefault": Path(lambda c: c.setdefault("victim", payload("victim", 500))),
+    "delete": Path(lambda c: c.delete("victim"), victim),
+    "delete of the expired": Path(
+        lambda c: [c.delete(f"short {n}") for n in range(50)],
+        fill(0.1, ttl=SHORT_S),
+        lambda key: key.startswith("short"),
+    ),
+    "pop": Path(lambda c: c.pop("victim"), victim),
+    "popitem": Path(lambda c: [c.popitem() for _ in range(5)], victim, is_any),
+    "incr": Path(lambda c: c.incr("victim"), number),
+    "incr new": Path(lambda c: c.incr("victim", initial=41)),
+    "touch": Path(lambda c: c.touch("victim", 1000), victim),
+    "cas": Path(
+        lambda c: c.cas("victim", payload("victim", 90), c.gets("victim").version),  # type: ignore[union-attr]
+        victim,
+    ),
+    "alter": Path(lambda c: c.alter("victim", lambda _: payload("victim", 90)), victim),
+    "clear": Path(lambda c: c.clear(), victim, is_any),
+    "clear, evict": Path(lambda c: c.clear(), several(fill(0.7), set_new_keys), is_any, "evict"),
+    "expire": Path(
+        lambda c: c.expire(), fill(0.3, ttl=SHORT_S), lambda key: key.startswith("short")
+    ),
+    "retain": Path(
+        lambda c: c.retain(lambda key, _: not key.startswith("filler")),
+        fill(0.1),
+        lambda key: key.startswith("filler"),
+    ),
+    "set_many": Path(lambda c: c.set_many(batch(50)), touched=is_new),
+    "set_many, evict": Path(
+        lambda c: [c.set_many(batch(300)) for _ in range(6)], fill(0.7), is_new, "evict"
+    ),
+    "delete_many": Path(
+        lambda c: c.delete_many([f"filler {n}" for n in range(50)]),
+        fill(0.1),
+        lambda key: key.startswith("filler"),
+    ),
+    "take over": Path(
+        lambda c: c.set("victim", payload("victim", 500)), victim, first_death="slot_stored"
+    ),
+    "take over before the slot": Path(
+        lambda c: c.set("victim", payload("victim", 500)), victim, first_death="note_armed"
+    ),
+}
+
+
+class Fork:
+    """A child that attaches, arms a fault point and acts; this process never reaps it early."""
+
+    def __init__(self, cache: Cache, point: int, passage: int, act: Callable[[Cache], object]):
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 70
+            try:
+                cache.get("survivor")  # attaches: the child has an identity of its own now
+                _core.set_fault(point, passage)
+                act(cache)
+                _core.set_fault(-1)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+
+    def ended(self) -> int:
+        """The exit code or the signal that ended it; it stays a zombie."""
+        return wait_zombie(self.pid)
+
+    def reap(self) -> None:
+        os.waitpid(self.pid, 0)
+
+
+class Failure(Exception):
+    """Something was not as promised."""
+
+
+def require(condition: object, text: str) -> None:
+    if not condition:
+        raise Failure(text)
+
+
+def check_value(key: str, value: object) -> None:
+    if isinstance(value, int):
+        require(key == "victim" and value in (41, 42), f"{key!r} is {value}")
+        return
+    try:
+        payloads.check(key, value)
+    except AssertionError as error:
+        raise Failure(str(error)) from None
+
+
+def check_entries(cache: Cache, before: dict[str, Any], path: Path, evicted: int) -> None:
+    """Every value is whole; what the path did not touch is as it was, or was evicted."""
+    now = dict(cache.items())
+    for key, value in now.items():
+        check_value(key, value)
+        if not path.touched(key) and key != "survivor":
+            require(before.get(key) == value, f"{key!r} has changed")
+    lost = [key for key in before if key not in now and not path.touched(key)]
+    require(len(lost) <= evicted, f"{len(lost)} entries lost, {evicted} evicted: {lost[:5]}")
+    for key in now:
+        require(cache.get(key) is not None, f"{key!r} is iterated over but not found")
+
+
+def one_death(path: Path, point: int, passage: int) -> bool:
+    """Whether the point was reached; Failure if a survivor found anything wrong."""
+    name = unique_name("fault")
+    cache = Cache(
+        name, size="1MiB", shards=1, policy=path.policy, avg_entry_size=path.avg_entry_size
+    )
+    forks: list[Fork] = []
+    try:
+        cache["survivor"] = payload("survivor", 200)
+        for n in range(path.resident):
+            cache[f"resident {n}"] = payload(f"resident {n}", 50 + n * 31)
+        path.prepare(cache)
+        before = dict(cache.items())
+        stats = cache.stats()
+        if path.first_death is not None:
+            first = _core.FAULT_POINTS[path.first_death]
+            forks.append(Fork(cache, first, 1, victim))
+            require(forks[0].ended() == signal.SIGKILL, "the first writer did not die")
+        forks.append(Fork(cache, point, passage, path.act))
+        ended = forks[-1].ended()
+        require(ended in (0, signal.SIGKILL), f"the writer raised or exited with {ended}")
+        if ended == 0:
+            return False
+        require(holder(name) != 0, "the shard was free at this point")
+        check_entries(cache, before, path, evicted_since(cache, stats))
+        began = time.monotonic()
+        cache["survivor"] = payload("survivor", 200)
+        took = time.monotonic() - began
+        require(took < SURVIVOR_S, f"a survivor's write took {took:.2f} s")
+        now = cache.stats()
+        require(now.recoveries == stats.recoveries + 1, f"{now.recoveries} recoveries counted")
+        require(holder(name) == 0, "the survivor did not free the shard")
+        require(cache.verify() == [], f"verify: {cache.verify()}")
+        check_entries(cache, before, path, evicted_since(cache, stats))
+        go_on(cache)
+        return True
+    finally:
+        for fork in forks:
+            fork.reap()
+        cache.close()
+        remove(leftovers(name))
+
+
+def evicted_since(cache: Cache, stats: Any) -> int:
+    """Evictions since ``stats``, and the one that may have lacked its count at the death."""
+    evictions = cache.stats().evictions - stats.evictions
+    return evictions + 1 if cache.policy == "evict" else 0
+
+
+def go_on(cache: Cache) -> None:
+    """The cache must serve on for laps, whatever the dead writer left half-done."""
+    cache.expire()
+    require(len(cache) == cache.stats().entries == len(list(cache)), "counts disagree")
+    for turn in range(400):
+        cache["survivor"] = payload("survivor", 200 + turn * 53 % 3000 if turn < 399 else 200)
+    for key, value in cache.items():
+        check_value(key, value)
+    require(cache.verify() == [], f"verify after going on: {cache.verify()}")
+    cache.clear()
+    require(len(cache) == cache.stats().bytes_used == 0, "clear left something")
+
+
+def deaths(path: Path) -> Iterator[tuple[str, int, str | None]]:
+    """(point, passage, None or what was wrong) for every death that the path can be made to die."""
+    for name, point in _core.FAULT_POINTS.items():
+        for passage in PASSAGES:
+            try:
+                if not one_death(path, point, passage):
+                    break
+                yield name, passage, None
+            except Exception as error:
+                text = str(error) if isinstance(error, Failure) else traceback.format_exc()
+                yield name, passage, text
+
+
+def main() -> None:
+    path = sys.argv[1]
+    outcomes = list(deaths(PATHS[path]))
+    reached = sorted({point for point, _, _ in outcomes})
+    failures = [f"{path} / {p}, passage {n}: {text}" for p, n, text in outcomes if text]
+    json.dump({"reached": reached, "deaths": len(outcomes), "failures": failures}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

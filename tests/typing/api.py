@@ -1,0 +1,195 @@
+"""The public promises of the types.  Only mypy reads this file; it is never run.
+
+Each ``# type: ignore[code]`` is an assertion too: with ``warn_unused_ignores`` (part of
+``--strict``) mypy complains when the mistake on that line is no longer found.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from typing import Any, assert_type
+
+from shmcache import (
+    Cache,
+    CacheFull,
+    CacheNotFound,
+    Codec,
+    Key,
+    LockTimeout,
+    ShardStats,
+    ShmcacheError,
+    Stats,
+    Versioned,
+    WouldBlock,
+    list_caches,
+)
+
+
+def opening() -> None:
+    cache = Cache("app")
+    assert_type(cache, Cache)
+    Cache("app", create=False, wait=1.5, size="512MiB", shards=8, avg_entry_size=100)
+    Cache("app", size=1 << 20, policy="keep", codec="json", persist=True, mode=0o660, group="www")
+    Cache("app", group=33, lock_timeout=0, local_entries=10, slots=4, slot_capacity="1MiB")
+    with Cache("app") as opened:
+        assert_type(opened, Cache)
+    Cache()  # type: ignore[call-arg]
+    Cache("app", True)  # type: ignore[call-arg, misc, unused-ignore]
+    Cache(1)  # type: ignore[arg-type]
+    Cache("app", sise="1MiB")  # type: ignore[call-arg]
+    Cache("app", shards="4")  # type: ignore[arg-type]
+
+
+def describing(cache: Cache) -> None:
+    assert_type(cache.name, str)
+    assert_type(cache.closed, bool)
+    assert_type(cache.size, int)
+    assert_type(cache.shards, int)
+    assert_type(cache.policy, str)
+    assert_type(cache.codec, str)
+    assert_type(cache.persist, bool)
+    assert_type(cache.max_value_size, int)
+    cache.size = 5  # type: ignore[misc]
+
+
+def ending(cache: Cache) -> None:
+    cache.close()
+    cache.unlink()
+    cache.reopen()
+
+
+def as_a_mapping(cache: Cache) -> None:
+    mapping: MutableMapping[Any, Any] = cache
+    read_only: Mapping[Any, Any] = cache
+    assert_type(cache["k"], Any)
+    assert_type(cache.get("k"), Any)
+    assert_type(len(cache), int)
+    assert_type("k" in cache, bool)
+    cache["k"] = object()
+    del cache["k"]
+    cache.update({"a": 1}, b=2)
+    for key in cache:
+        assert_type(key, Any)
+    keys: KeysView[Any] = cache.keys()
+    values: ValuesView[Any] = cache.values()
+    items: ItemsView[Any, Any] = cache.items()
+    names: Iterator[Any] = cache.scan("prefix")
+    print(mapping, read_only, keys, values, items, names)
+
+
+def every_key(cache: Cache) -> None:
+    keys: list[Key] = ["text", b"bytes", 1, True, None, 1.5, uuid.uuid4(), ("a", 1, (None, b"x"))]
+    for key in keys:
+        cache.set(key, 1)
+    cache.set([], 1)  # type: ignore[arg-type]
+    cache.set({"a": 1}, 1)  # type: ignore[arg-type]
+    cache.get(object())  # type: ignore[arg-type]
+
+
+def operations(cache: Cache) -> None:
+    assert_type(cache.add("k", 1), bool)
+    assert_type(cache.replace("k", 1, 5), bool)
+    assert_type(cache.delete("k"), bool)
+    assert_type(cache.pop("k"), Any)
+    assert_type(cache.pop("k", None), Any)
+    assert_type(cache.incr("k"), int)
+    assert_type(cache.decr("k", 2, initial=5, ttl=1.5), int)
+    assert_type(cache.gets("k"), Versioned | None)
+    assert_type(cache.cas("k", 1, 7), bool)
+    assert_type(cache.touch("k", 5), bool)
+    assert_type(cache.ttl("k"), float | None)
+    assert_type(cache.retain(lambda key, value: True), int)
+    assert_type(cache.expire(), int)
+    assert_type(cache.try_add("k", 1), bool)
+    assert_type(cache.try_delete("k"), bool)
+    assert_type(cache.try_incr("k"), int)
+    cache.set("k", 1, dt.timedelta(seconds=5))
+    cache.alter("k", lambda value: value + 1, default=0, ttl=5)
+    cache.get_field("k", "a", 0, default=None)
+    cache.set("k", 1, "5")  # type: ignore[arg-type]
+    cache.incr("k", "1")  # type: ignore[arg-type]
+    cache.incr("k", 1, 5)  # type: ignore[call-arg, misc, unused-ignore]
+    if cache.add("k", 1) is None:  # a bool never is
+        print("unreachable")  # type: ignore[unreachable]
+
+
+def versions(cache: Cache) -> None:
+    seen = cache.gets("k")
+    if seen is not None:
+        value, version = seen
+        assert_type(seen.version, int)
+        assert_type(version, int)
+        print(value)
+    seen.version  # type: ignore[union-attr]
+
+
+def batches(cache: Cache) -> None:
+    assert_type(cache.get_many(["a", "b"]), dict[str, Any])
+    assert_type(cache.get_many(iter([1, 2])), dict[int, Any])
+    assert_type(cache.get_many({uuid.uuid4()}), dict[uuid.UUID, Any])
+    cache.set_many({"a": 1})
+    cache.set_many({1: "x"}, ttl=5)
+    assert_type(cache.delete_many(["a"]), int)
+    cache.get_many([["a"]])  # type: ignore[type-var, list-item, unused-ignore]
+    cache.set_many([("a", 1)])  # type: ignore[arg-type]
+
+
+def watching(cache: Cache) -> None:
+    stats = cache.stats()
+    assert_type(stats, Stats)
+    assert_type(stats.entries, int)
+    assert_type(stats.hit_ratio, float)
+    assert_type(stats.lock_wait_seconds, float)
+    assert_type(stats.owner_pid, int | None)
+    assert_type(stats.shards, tuple[ShardStats, ...])
+    assert_type(stats.as_dict(), dict[str, Any])
+    stats.hits = 1  # type: ignore[misc]
+    for found in list_caches():
+        assert_type(found.name, str)
+        assert_type(found.size, int)
+
+
+def errors(cache: Cache) -> None:
+    try:
+        cache.set_many({"a": 1})
+    except WouldBlock as error:
+        timeout: LockTimeout = error
+        print(timeout)
+    except LockTimeout as error:
+        os_error: TimeoutError = error
+        print(os_error, error.keys)
+    except CacheFull as error:
+        print(error.keys)
+    except CacheNotFound as error:
+        missing: FileNotFoundError = error
+        print(missing)
+    except ShmcacheError as error:
+        print(error)
+
+
+class Plain:
+    """A codec as a user writes one: it satisfies the protocol by shape alone."""
+
+    name = "plain"
+
+    def encode(self, value: Any) -> bytes:
+        return str(value).encode()
+
+    def decode(self, data: memoryview) -> Any:
+        return bytes(data).decode()
+
+
+class Incomplete:
+    name = "incomplete"
+
+    def encode(self, value: Any) -> bytes:
+        return b""
+
+
+def codecs() -> None:
+    codec: Codec = Plain()
+    Cache("app", codec=codec)
+    Cache("app", codec=Plain())
+    Cache("app", codec=Incomplete())  # type: ignore[arg-type]

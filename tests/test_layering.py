@@ -49,8 +49,7 @@ def imports(path: Path) -> Iterator[str]:
     """Full names of what a file imports from the package; of Cython, by its import lines."""
     text = path.read_text()
     if path.suffix != ".py":
-        for line in re.findall(r"^\s*(?:from|c?import)\s+(shmcache[\w.]*)", text, re.MULTILINE):
-            yield line
+        yield from re.findall(r"^\s*(?:from|c?import)\s+(shmcache[\w.]*)", text, re.MULTILINE)
         return
     package = ["shmcache", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(text)):

@@ -463,6 +463,13 @@ def tuples_by_hand(levels: int) -> bytes:
     return payload
 
 
+def promises_by_hand(levels: int) -> bytes:
+    payload = b"\x01"
+    for _ in range(levels):
+        payload = encode_by_hand(100, b"\xdc\x27\x10" * 1000 + payload)
+    return payload
+
+
 HOSTILE = {
     "arrays of one": b"\x91" * 100_000,
     "maps of one": b"\x81\xa0" * 100_000,
@@ -477,6 +484,7 @@ HOSTILE = {
 HOSTILE_TO_MSGPACK = {
     "65 tuples": tuples_by_hand(65),
     "2000 tuples": tuples_by_hand(2000),
+    "60 tuples that promise much": promises_by_hand(60),
     "tuple that promises much": encode_by_hand(100, b"\xdd\x7f\xff\xff\xff"),
     "tuple of a str": encode_by_hand(100, b"\xa3abc"),
     "tuple of two arrays": encode_by_hand(100, b"\x90\x90"),

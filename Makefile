@@ -33,8 +33,8 @@ build: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@tools/preflight $(BIN)/python
 	$(LOCKED) $(BIN)/pip install --quiet --disable-pip-version-check 'setuptools>=77' 'Cython>=3.0'
-	$(LOCKED) env PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation \
-		--config-settings editable_mode=compat -e '.[dev]'
+	$(LOCKED) env PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check \
+		--no-build-isolation -e '.[dev]'
 	@touch $@
 
 $(VENV)/bin/python:
@@ -74,7 +74,7 @@ bench: build
 	$(BIN)/python -m bench
 
 demo: build
-	$(BIN)/shmcache replay --workers $(WORKERS)
+	$(BIN)/shmcache replay web12 --workers $(WORKERS) --size 2MiB --repeat 20
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -39,8 +39,6 @@ extensions = [
         extra_compile_args=compile_args,
     ),
 ]
-# BOOTSTRAP: while the rooms are being built, build what is there.
-extensions = [e for e in extensions if os.path.exists(e.sources[0])]
 
 setup(
     ext_modules=cythonize(

@@ -315,12 +315,17 @@ class _Crew:
         deadline: float | None = None,
     ) -> None:
         """Take messages and tell of progress until no worker is left, or the deadline."""
+        told = 0.0
         while waiting and (deadline is None or time.monotonic() < deadline):
             ready = wait(list(waiting), timeout=TALLY_SECONDS)
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 if not waiting[pipe].receive():
                     del waiting[pipe]
+            now = time.monotonic()
+            if waiting and now - told < TALLY_SECONDS:
+                continue
+            told = now
             total = Tally()
             for member in self.members:
                 total.add(member.tally)

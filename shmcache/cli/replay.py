@@ -153,7 +153,8 @@ def _print_report(report: ReplayReport) -> None:
     out.print(
         f"{report.trace}{passes}: {total.requests:,} requests, "
         f"{len(report.workers)} workers on one cache of {size_text(report.size)} "
-        f"({report.policy})\n"
+        f"({report.policy})\n",
+        soft_wrap=True,
     )
 
     workers = Table(box=None, pad_edge=False)

@@ -200,10 +200,10 @@ class Level:
                 raise TypeError(f"it holds a value of type {kind.__name__!r}")
         code = _CONTAINERS.get(kind)
         if code is not None:
-            return ExtType(code, self._level_below().pack(list(value)))  # type: ignore[call-overload]
+            return _ext_type(code, self._level_below().pack(list(value)))  # type: ignore[call-overload]
         pack = _PACK_SCALAR.get(kind)
         if pack is not None:
-            return ExtType(*pack(value))
+            return _ext_type(*pack(value))
         return _TO_BASE[kind](value)
 
     def _unpack_elements(self, data: bytes) -> list[Any]:
@@ -242,6 +242,11 @@ def _check_nesting(value: object) -> None:
             waiting.extend((member, depth + 1) for member in item)
 
 
+def _ext_type(code: int, data: bytes) -> ExtType:
+    """Make an `ExtType` without its checks, in 110 instead of 250 ns."""
+    return tuple.__new__(ExtType, (code, data))
+
+
 def _pack_int(value: int) -> tuple[int, bytes]:
     return _INT, value.to_bytes((value.bit_length() + 8) // 8, "little", signed=True)
 
@@ -253,7 +258,7 @@ def _unpack_int(data: bytes) -> int:
 def _int_base(value: int) -> Any:
     """Reduce an instance of a subclass (an IntEnum member, say) to an int, if need be packed."""
     number = int.__int__(value)
-    return number if _INT_MIN <= number < _INT_END else ExtType(*_pack_int(number))
+    return number if _INT_MIN <= number < _INT_END else _ext_type(*_pack_int(number))
 
 
 def _pack_zone(value: datetime | time) -> bytes:

@@ -37,7 +37,7 @@ CLIENT_BYTES = 128
 TOKEN_BYTES = 256
 SLOT_HEADER_BYTES = 256
 RING_HEADER_BYTES = 256
-SHARD_HEADER_BYTES = 448
+SHARD_HEADER_BYTES = 512
 ENTRY_HEADER_BYTES = 16
 BUCKET_SLOTS = 8
 BUCKET_BYTES = 64
@@ -86,10 +86,6 @@ entry and a pad whatever is live: at 80 to 86% live, a sixth of the log is what 
 
 VALUE_SHARE = 64
 """`max_value_size` is at least this fraction of the segment (the promise of the public API)."""
-
-DEFAULT_MAIN_FACTOR = 6.5
-"""Main log of a default shard, in values of size / VALUE_SHARE: MAX_ENTRY_DIVISOR, and room for
-the entry's header and a short key besides."""
 
 DEFAULT_MAX_SHARDS = 8
 """More shards than this stop paying by themselves (few writers meet in eight), and each one more
@@ -143,28 +139,29 @@ _SIZE_UNITS = {
 _SIZE = re.compile(r"\s*(\d{1,19})(?:\.(\d{1,9}))?\s*([A-Za-z]*)\s*", re.ASCII)
 
 
-def parse_size(size: int | str) -> int:
+def parse_size(size: int | str, argument: str = "size") -> int:
     """Bytes that a size stands for.
 
     `size` is a number of bytes, or text such as "64MiB" (2^20 each), "64MB" (10^6 each), "1.5GiB",
     "512 kB" or "1048576"; the units are B, kB, MB, GB, TB, KiB, MiB, GiB and TiB, in either case.
+    `argument` is its name, for messages.
 
     Raises `ValueError` for anything else (a bare "64M" too, which some read as 10^6 and some as
     2^20), for a negative number and for a fraction of a byte; `TypeError` for another type.
     """
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise TypeError(
-            f"a size is an int (bytes) or text such as '64MiB', not {type(size).__name__}"
+            f"{argument} must be an int (bytes) or text such as '64MiB', not {type(size).__name__}"
         )
     if isinstance(size, int):
         if size < 0:
-            raise ValueError(f"size {size} is negative; pass a number of bytes, or '64MiB'")
+            raise ValueError(f"{argument} {size} is negative; pass a number of bytes, or '64MiB'")
         return int(size)
     match = _SIZE.fullmatch(size)
     factor = _SIZE_UNITS.get(match[3].lower()) if match else None
     if match is None or factor is None:
         raise ValueError(
-            f"cannot read {size!r} as a size; write a number of bytes, or a number and one of "
+            f"{argument} {size!r} is no size; write a number of bytes, or a number and one of "
             "B, kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (powers of 1024), "
             "such as '64MiB'"
         )
@@ -172,7 +169,7 @@ def parse_size(size: int | str) -> int:
     denominator = int("1" + "0" * len(fraction))
     total, rest = divmod(int(match[1] + fraction) * factor, denominator)
     if rest:
-        raise ValueError(f"{size!r} is no whole number of bytes; round it to one")
+        raise ValueError(f"{argument} {size!r} is no whole number of bytes; round it to one")
     return total
 
 
@@ -258,8 +255,20 @@ def plan(
         number of 64 bytes, and shrinks so that all slots together take an eighth of `size`.
     cpu_count: CPUs that may run writers; read only if `shards` is None.
 
-    Raises `ValueError` naming the argument, the value, and what would do.
+    Raises `ValueError` naming the argument, the value, and what would do; `TypeError` for what
+    is no int.
     """
+    numbers: dict[str, object] = {
+        "size": size,
+        "shards": 1 if shards is None else shards,
+        "avg_entry_size": avg_entry_size,
+        "slots": slots,
+        "slot_capacity": slot_capacity,
+        "cpu_count": cpu_count,
+    }
+    for argument, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{argument} must be an int, not {type(value).__name__}")
     if size < MIN_SIZE_BYTES:
         raise ValueError(
             f"size {size} is below the least that a cache can have: pass {MIN_SIZE_BYTES} bytes "
@@ -348,7 +357,8 @@ def _slot_capacity(size: int, slots: int, capacity: int) -> int:
 
 def _default_shards(size: int, room: int, avg_entry_size: int, policy: str, cpu_count: int) -> int:
     """A power of two: the most that `cpu_count` and the largest value leave room for."""
-    least_main_bytes = DEFAULT_MAIN_FACTOR * size / VALUE_SHARE
+    least_entry_bytes = size / VALUE_SHARE + ENTRY_HEADER_BYTES + EXPIRY_BYTES + KEY_ALLOWANCE_BYTES
+    least_main_bytes = MAX_ENTRY_DIVISOR * (least_entry_bytes + UNIT_BYTES)
     shards = _floor_power_of_two(min(DEFAULT_MAX_SHARDS, SHARDS_PER_CPU * cpu_count))
     while shards > 1:
         shard = _cut_shard(room // shards, avg_entry_size, policy)

@@ -120,6 +120,15 @@ cdef class Attached:
         return 0
 
     @cython.final
+    cdef int same(self, object mapping) except -1:
+        """Still the segment that a call began with?  Asked after whatever let other threads run."""
+        if self.mapping is not mapping:
+            raise _errors.CacheClosed(
+                f"this handle on cache {self.name!r} was closed or reopened by another thread "
+                "during the call; call again")
+        return 0
+
+    @cython.final
     cdef int gone(self) except -1:
         self.countdown = 1  # look again at the next call
         self.look_at_ms = 0
@@ -160,6 +169,7 @@ cdef class Attached:
                 attachment.wait(shard, min(slice_s, (deadline - now) / 1e9))
                 waited = True
                 self.ready()  # closed, forked or unlinked while waiting
+                self.same(mapping)
                 if RD(&sh.holder) & SHM_L_IDENTITY != holder:
                     continue  # it changed hands: somebody is alive
                 slice_s = min(slice_s * 2, 0.05)
@@ -177,8 +187,8 @@ cdef class Attached:
     @cython.final
     cdef int note_wait(self, shm_shard *sh, uint64_t waited_ns) noexcept:
         cdef uint64_t us = waited_ns // 1000
-        cdef int bucket = 0
-        while us > 0 and bucket < SHM_WAIT_BUCKETS - 1:
+        cdef unsigned int bucket = 0
+        while us > 0 and bucket + 1 < SHM_WAIT_BUCKETS:
             us >>= 1
             bucket += 1
         shm_count(&sh.lock_contended, 1)

@@ -117,6 +117,8 @@ cdef int _set_group(Handle h, uint32_t shard, list group, list ready, uint64_t n
             puts[i].mode = SHM_PUT_SET
         h.ready()
         for i in range(n):
+            if shm_shard_of(&h.view, ck[i].k.hash) != shard:
+                h.same(None)  # reopened on another segment since the batch was sorted
             shm_prefetch_bucket(&h.view, ck[i].k.hash)
         h.acquire(shard, h.lock_timeout)
         for i in range(n):
@@ -178,6 +180,8 @@ cdef uint64_t _delete_group(Handle h, uint32_t shard, list group) except? 0xffff
             keep.append(_encode_key(h.view.seed, group[i], &ck[i]))
         h.ready()
         for i in range(n):
+            if shm_shard_of(&h.view, ck[i].k.hash) != shard:
+                h.same(None)  # reopened on another segment since the batch was sorted
             shm_prefetch_bucket(&h.view, ck[i].k.hash)
         h.acquire(shard, h.lock_timeout)
         for i in range(n):

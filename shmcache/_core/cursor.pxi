@@ -19,11 +19,10 @@ cdef class Cursor:
     cdef object mapping
     cdef uint32_t shard, slot
     cdef int want
-    cdef int kind
+    cdef uint32_t kind
     cdef bytes prefix
-    cdef uint32_t first_shard, shards_left
 
-    def __cinit__(self, Handle handle, int want=WANT_KEYS, int kind=0, bytes prefix=b""):
+    def __cinit__(self, Handle handle, int want=WANT_KEYS, uint32_t kind=0, bytes prefix=b""):
         handle.ready()
         self.handle = handle
         self.mapping = handle.mapping
@@ -65,6 +64,7 @@ cdef class Cursor:
                 value = None
                 if self.want != WANT_KEYS:
                     value = _copy_value(h, &hit)
+                    h.same(self.mapping)
                 version = hit.version
                 if not shm_hit_valid(&h.view, &hit):
                     continue

@@ -4,6 +4,8 @@ cdef uint64_t _ttl_ms(object ttl) except? 0xffffffffffffffff:
     """A ttl in whole milliseconds, 0: never."""
     if ttl is None:
         return 0
+    if type(ttl) is int and 0 < ttl < 1000000:
+        return <uint64_t>ttl * 1000
     return _limits.ttl_to_ms(ttl)
 
 

@@ -7,7 +7,7 @@ cdef class Reads(Attached):
     cdef object fetch(self, shm_key *key, uint64_t *version, bint count):
         """The value of `key`, or _MISSING.  Takes no lock and never waits."""
         cdef shm_hit hit
-        cdef object copy
+        cdef object copy, mapping
         cdef int r, tries = SHM_READ_TRIES
         while tries > 0:
             tries -= 1
@@ -27,8 +27,12 @@ cdef class Reads(Attached):
             if hit.value_kind == SHM_V_BYTES and hit.value_len < LARGE:
                 copy = PyBytes_FromStringAndSize(NULL, hit.value_len)
                 shm_bytes_copy(PyBytes_AS_STRING(copy), hit.value, hit.value_len)
-            else:
+            elif hit.value_len < LARGE:
                 copy = _copy_value(self, &hit)
+            else:  # without the GIL: keep the memory mapped, and look who is there afterwards
+                mapping = self.mapping
+                copy = _copy_value(self, &hit)
+                self.same(mapping)
             if shm_hit_valid(&self.view, &hit):
                 shm_hit_mark(&hit)
                 if count:
@@ -117,7 +121,7 @@ cdef class Reads(Attached):
         """(True, the codec's bytes) or (False, the value, where no codec encoded it), or None.
         Without counting."""
         cdef CKey k
-        cdef object keep, copy
+        cdef object keep, copy, mapping
         cdef shm_hit hit
         cdef int r, tries = SHM_READ_TRIES
         self.ready()
@@ -129,7 +133,9 @@ cdef class Reads(Attached):
                 return None
             if r == SHM_CORRUPT:
                 break
+            mapping = self.mapping
             copy = _copy_value(self, &hit)
+            self.same(mapping)
             if not shm_hit_valid(&self.view, &hit):
                 continue
             if hit.expiry and shm_expiry_at(hit.expiry) <= shm_now_ms():

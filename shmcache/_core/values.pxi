@@ -86,7 +86,7 @@ cdef object _copy_value(Attached h, const shm_hit *hit):
     cdef Py_ssize_t n = hit.value_len
     cdef int64_t number
     cdef double real
-    cdef object copy, mapping
+    cdef object copy
     cdef char *to
     cdef const uint8_t *value = hit.value
 
@@ -117,8 +117,7 @@ cdef object _copy_value(Attached h, const shm_hit *hit):
     if n < LARGE:
         shm_bytes_copy(to, value, n)
     else:
-        mapping = h.mapping  # keeps the memory mapped if another thread closes meanwhile
-        with nogil:
+        with nogil:  # the caller holds h.mapping: another thread may close meanwhile
             shm_bytes_copy(to, value, n)
     if kind == SHM_V_ASCII and not shm_is_ascii(<const uint8_t *>to, n):
         return _MISSING  # torn or flipped: not a str that may exist

@@ -258,7 +258,7 @@ typedef struct shm_shard {
     /* line 3: the logs; readers load head when a slot changed under them */
     uint64_t head[2];     /* lap << off_bits | offset, of log 0 and 1: the oldest entry */
     uint64_t tail[2];     /* where the next entry goes */
-    uint32_t largest[2][2]; /* [log][0]: largest entry appended in this lap, [1]: in the last */
+    uint32_t largest[2][2]; /* [log][lap & 1]: units of the largest entry appended in that lap */
     uint32_t moves_in_a_row; /* second chances given since the last eviction */
     uint32_t pop_slot;    /* where popitem goes on */
     uint64_t reserved0;

@@ -129,7 +129,7 @@ static inline uint64_t shm_log_reserve(shm_op *op, uint32_t l, const shm_log_sta
 {
     const shm_log_view *g = &op->v->log[l];
     uint64_t pos = st->tail;
-    uint32_t off = shm_pos_off(g, pos);
+    uint32_t off = shm_pos_off(g, pos), *largest;
 
     FENCE_REL(); /* INV-REUSE; pairs with FENCE_ACQ of shm_hit_valid */
     if (off + n > g->units) {
@@ -140,14 +140,9 @@ static inline uint64_t shm_log_reserve(shm_op *op, uint32_t l, const shm_log_sta
         WRR(&op->sh->tail[l], pos);
         FAULT(pad_tail);
     }
-    if (shm_pos_off(g, pos) == 0 || RD(&op->sh->largest[l][0]) < n) {
-        if (shm_pos_off(g, pos) == 0) { /* a new lap */
-            WR(&op->sh->largest[l][1], RD(&op->sh->largest[l][0]));
-            WR(&op->sh->largest[l][0], n);
-        } else {
-            WR(&op->sh->largest[l][0], n);
-        }
-    }
+    largest = &op->sh->largest[l][(pos >> g->off_bits) & 1];
+    if (shm_pos_off(g, pos) == 0 || RD(largest) < n) /* a lap begins: its place is taken over */
+        WR(largest, n); /* the same again if a writer dies here and the next one starts the lap */
     return pos;
 }
 

@@ -351,7 +351,9 @@ def _check_wishes(request: Request, found: Superblock, others_can_write: bool) -
         )
 
 
-def _check_mode(mode: int, codec_name: str | None) -> int:
+def _check_mode(mode: object, codec_name: str | None) -> int:
+    if isinstance(mode, bool) or not isinstance(mode, int):
+        raise TypeError(f"mode must be an int such as 0o660, not {type(mode).__name__}")
     if not 0 <= mode <= 0o777 or mode & 0o600 != 0o600:
         raise ValueError(
             f"mode {mode:#o} makes no sense: pass permission bits that let the owner read and "
@@ -365,11 +367,15 @@ def _check_mode(mode: int, codec_name: str | None) -> int:
     return mode
 
 
-def _resolve_group(group: str | int | None) -> int | None:
-    if group is None or isinstance(group, int):
-        if group is not None and not 0 <= group < 2**32 - 1:
+def _resolve_group(group: object) -> int | None:
+    if group is None:
+        return None
+    if isinstance(group, int) and not isinstance(group, bool):
+        if not 0 <= group < 2**32 - 1:
             raise ValueError(f"group {group} is no group id: pass a name, or 0 to 4294967294")
         return group
+    if not isinstance(group, str):
+        raise TypeError(f"group must be a name or a number, not {type(group).__name__}")
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:

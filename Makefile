@@ -6,6 +6,7 @@
 #   make check    lint and types
 #   make stress   the tests that load the cache with real processes, longer than `make test` does
 #   make sanitize the C core alone under ThreadSanitizer, AddressSanitizer, UBSan and a fuzzer
+#   make pythons  the suite under the other supported Pythons that are on PATH
 #   make models   the Promela models, checked with spin
 #   make nightly  all of it, at length
 #   make bench    ratios against dict, lru_cache, LMDB and others
@@ -16,6 +17,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+PYTHONS ?= python3.11 python3.12 python3.13
 WORKERS ?= 4
 
 BIN := $(VENV)/bin
@@ -24,7 +26,7 @@ FAULT_LIB := build/fault
 LOCKED = flock $(VENV)/.build-lock
 
 .DELETE_ON_ERROR:
-.PHONY: build check test stress nightly sanitize bench demo models fault-build clean distclean
+.PHONY: build check test stress nightly sanitize bench demo models pythons fault-build clean distclean
 
 build: $(VENV)/.installed
 	@$(LOCKED) $(BIN)/python setup.py --quiet build_ext --inplace
@@ -57,11 +59,22 @@ test: fault-build
 stress: fault-build
 	SHMCACHE_STRESS_SECONDS=30 $(BIN)/python -m pytest -m stress $(PYTEST_ARGS)
 
+# `command -v` finds pyenv's shims for versions that are not switched on: asking for -V tells.
+pythons:
+	@set -e; for python in $(PYTHONS); do \
+		if $$python -V >/dev/null 2>&1; then \
+			echo "==> $$python"; $(MAKE) test PYTHON=$$python VENV=.venv-$$python; \
+		else \
+			echo "==> $$python is not here"; \
+		fi; \
+	done
+
 nightly: fault-build
 	SHMCACHE_STRESS_SECONDS=60 $(BIN)/python -m pytest -m 'not stress and not nightly' $(PYTEST_ARGS)
 	SHMCACHE_STRESS_SECONDS=60 $(BIN)/python -m pytest -m 'stress or nightly' $(PYTEST_ARGS)
 	$(MAKE) sanitize NIGHTLY=1
 	$(MAKE) models
+	$(MAKE) pythons
 
 sanitize:
 	$(MAKE) -C tests/core sanitize

@@ -18,7 +18,8 @@ if not sys.platform.startswith("linux"):
 CORE = "shmcache/_core/src"
 FAULTS = os.environ.get("SHMCACHE_FAULTS") == "1"
 
-compile_args = ["-O2", "-std=gnu11", "-Wall"]
+# Python's own flags turn sign-compare on, and Cython's generated C does not care for it.
+compile_args = ["-O2", "-std=gnu11", "-Wall", "-Wno-sign-compare"]
 macros: list[tuple[str, str | None]] = [("SHM_FAULTS", "1")] if FAULTS else []
 
 extensions = [

@@ -191,14 +191,16 @@ class Options:
     quick: bool = False
     repeats: int = 41
     """Rounds; every contestant gives one sample a round."""
-    window_s: float = 1.0
-    """Seconds that several processes run together."""
+    windows: int = 25
+    """Windows of time that each number of processes runs."""
+    window_s: float = 0.2
+    """Seconds of such a window."""
     seed: int = 20_240_607
 
     @classmethod
     def quickly(cls) -> Options:
-        """A look: fewer rounds, shorter windows; noisier figures."""
-        return cls(quick=True, repeats=11, window_s=0.4)
+        """A look: fewer rounds and windows; noisier figures."""
+        return cls(quick=True, repeats=11, windows=7)
 
 
 class Rounds:

@@ -1,13 +1,13 @@
-"""Several processes that work for the same window of time.
+"""Several processes that work for the same windows of time.
 
-Each is forked, opens what it needs by name, makes its sequence of operations, and waits at a
-barrier; then all run until the window is over and send back what they counted.  Worker `i` is
-bound to CPU `i` modulo the CPUs there are, so that two processes never share one while another
-is idle.
+The workers of a crew are forked once, open what they need by name, make their sequences of
+operations, and then sleep on a pipe.  For each window all of them wait at a barrier, run until the
+window is over, and send back what they counted.  Worker `i` is bound to CPU `i` modulo the CPUs
+there are, so that two processes never share one while another is idle.
 
 A window in which the workers did not get the CPU time that was theirs (because others used the
 machine) was disturbed and is taken again; after `REDO_LIMIT` attempts the least disturbed one is
-kept, and says so.
+kept, and says so.  Windows are short, so that there is a chance of undisturbed ones.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 STOLEN_SHARE = 0.03
 """A window is disturbed when workers missed this share of the CPU time that was theirs."""
 
-REDO_LIMIT = 4
+REDO_LIMIT = 10
 
 START_TIMEOUT = 120.0
 """Seconds for all workers to get ready."""
@@ -78,71 +78,88 @@ class Window:
 
 
 Loop = Callable[[int], tuple[int, Any]]
-"""Works until `perf_counter_ns` passes the deadline given; returns operations done, and more."""
+"""Works until `perf_counter_ns` passes the deadline given; returns operations done, and more.
+It is called once for each window."""
 
 Prepare = Callable[[int], Loop]
 """Runs in the worker, gets its number, and makes its loop."""
 
 
-def run_window(prepare: Prepare, workers: int, window_s: float) -> Window:
-    """Run `workers` processes for `window_s` seconds, again if the window was disturbed."""
-    attempts: list[Window] = []
-    while len(attempts) < REDO_LIMIT:
-        attempts.append(_run_once(prepare, workers, window_s))
-        if not attempts[-1].disturbed:
-            break
-    return max(attempts, key=lambda window: window.granted)
+class Crew:
+    """Workers that are ready to run windows; a context manager, which ends them."""
 
+    def __init__(self, prepare: Prepare, workers: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self._barrier = context.Barrier(workers)
+        self._cpus = sorted(os.sched_getaffinity(0))
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for number in range(workers):
+            ours, theirs = context.Pipe()
+            cpu = self._cpus[number % len(self._cpus)]
+            process = context.Process(
+                target=_work,
+                args=(number, {cpu}, prepare, self._barrier, theirs, [*self._pipes, ours]),
+                daemon=True,
+            )
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
 
-def _run_once(prepare: Prepare, workers: int, window_s: float) -> Window:
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(workers + 1)
-    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
-    cpus = sorted(os.sched_getaffinity(0))
-    processes = [
-        context.Process(
-            target=_worker,
-            args=(number, {cpus[number % len(cpus)]}, prepare, barrier, pipes[number][1], window_s),
-        )
-        for number in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    for _, sender in pipes:
-        sender.close()
-    try:
-        barrier.wait(START_TIMEOUT)
-        works = [receiver.recv() for receiver, _ in pipes]
-    finally:
-        for process in processes:
+    def __enter__(self) -> Self:
+        for pipe in self._pipes:
+            if not pipe.poll(START_TIMEOUT):
+                raise TimeoutError(f"a worker was not ready within {START_TIMEOUT:g} s")
+            pipe.recv()  # EOFError: it died; its traceback is on stderr
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for pipe in self._pipes:
+            pipe.close()  # the workers read the end of it, and return
+        for process in self._processes:
             process.join()
-    return Window(works, min(workers, len(cpus)))
+
+    def window(self, seconds: float) -> Window:
+        """Run all workers for `seconds`, again if the window was disturbed."""
+        attempts: list[Window] = []
+        while len(attempts) < REDO_LIMIT:
+            for pipe in self._pipes:
+                pipe.send(seconds)
+            works = [pipe.recv() for pipe in self._pipes]
+            attempts.append(Window(works, min(len(works), len(self._cpus))))
+            if not attempts[-1].disturbed:
+                break
+        return max(attempts, key=lambda window: window.granted)
 
 
-def _worker(
+def _work(
     number: int,
     cpus: set[int],
     prepare: Prepare,
     barrier: Any,
-    sender: Connection,
-    window_s: float,
+    pipe: Connection,
+    inherited: list[Connection],
 ) -> None:
+    for other in inherited:
+        other.close()
     os.sched_setaffinity(0, cpus)
-    try:
-        loop = prepare(number)
-    except BaseException:
-        barrier.abort()
-        raise
+    loop = prepare(number)
     gc.collect()
     gc.disable()
-    barrier.wait(START_TIMEOUT)
-    cpu = time.process_time_ns()
-    start = time.perf_counter_ns()
-    operations, result = loop(start + int(window_s * 1e9))
-    elapsed = time.perf_counter_ns() - start
-    cpu = time.process_time_ns() - cpu
-    sender.send(Work(operations, elapsed, cpu, result))
-    sender.close()
+    pipe.send("ready")
+    while True:
+        try:
+            seconds = pipe.recv()
+        except EOFError:
+            return
+        barrier.wait(START_TIMEOUT)
+        cpu = time.process_time_ns()
+        start = time.perf_counter_ns()
+        operations, result = loop(start + int(seconds * 1e9))
+        elapsed = time.perf_counter_ns() - start
+        cpu = time.process_time_ns() - cpu
+        pipe.send(Work(operations, elapsed, cpu, result))
 
 
 class Zipf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import statistics
 import subprocess
@@ -13,7 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Figure, Options, Result, percentile, quiet, require
+from bench.harness import (
+    Figure,
+    Options,
+    PremiseError,
+    Result,
+    percentile,
+    quiet,
+    require,
+)
 from bench.machine import ROOT
 from bench.peers import hot_keys, shmcache_open, value_of
 
@@ -108,10 +117,11 @@ def _points() -> list[str]:
             cache.set("stopper", b"first")
             with _writer(cache.name, point) as writer:
                 _order(writer)
-                if _wait_until_stopped(writer):
-                    if _shard_is_held(cache):
-                        found.append(point)
-                    _go_on(writer)
+                if not _wait_until_stopped(writer):
+                    continue  # the set returned: it does not pass this point
+                if _shard_is_held(cache):
+                    found.append(point)
+                _go_on(writer)
     require(bool(found), "a plain set stops inside the shard at some fault point")
     # The first, one in the middle, and the last: held with nothing changed, half done, done.
     return sorted({found[0], found[len(found) // 2], found[-1]}, key=found.index)
@@ -159,14 +169,17 @@ def _order(writer: subprocess.Popen[str]) -> None:
     writer.stdin.flush()
 
 
-def _wait_until_stopped(writer: subprocess.Popen[str], seconds: float = 0.5) -> bool:
-    """Whether the writer is stopped within `seconds`, by the kernel's word (WUNTRACED)."""
+def _wait_until_stopped(writer: subprocess.Popen[str], seconds: float = 10.0) -> bool:
+    """Whether the writer was stopped (state T, by the kernel's word) before its set returned."""
+    assert writer.stdout is not None
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         stat = Path(f"/proc/{writer.pid}/stat").read_text()
         if stat.rpartition(")")[2].split()[0] == "T":
             return True
-    return False
+        if select.select([writer.stdout], [], [], 0.0005)[0]:
+            return False
+    raise PremiseError(f"the writer neither stopped nor returned within {seconds:g} s")
 
 
 def _go_on(writer: subprocess.Popen[str]) -> None:

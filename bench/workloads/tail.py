@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import statistics
 import time
 from array import array
 
 from bench.harness import Figure, Options, Result, percentile
-from bench.processes import Loop, chunked, run_window
+from bench.processes import Crew, Loop, chunked
 from bench.workloads._mixed import STATEMENT, loaded
 
 PROCESSES = (1, 2, 4)
@@ -35,13 +36,13 @@ def run(options: Options) -> Result:
             from shmcache import Cache
 
             cache = Cache(name, create=False)
-            pieces = chunked(load.operations(worker, WRITES), PIECE)
+            pieces = itertools.cycle(chunked(load.operations(worker, WRITES), PIECE))
 
             def loop(deadline: int) -> tuple[int, tuple[array[int], array[int]]]:
                 get, put, now = cache.get, cache.set, time.perf_counter_ns
                 gets, sets = array("Q"), array("Q")
                 got, stored = gets.append, sets.append
-                for piece in itertools.cycle(pieces):
+                for piece in pieces:
                     for key, value in piece:
                         if value is None:
                             start = now()
@@ -61,13 +62,15 @@ def run(options: Options) -> Result:
             workers: {"get": [], "set": []} for workers in PROCESSES
         }
         disturbed = dict.fromkeys(PROCESSES, 0)
-        for _ in range(3 if options.quick else 9):
-            for workers in PROCESSES:
-                window = run_window(prepare, workers, options.window_s)
-                disturbed[workers] += window.disturbed
-                for place, call in enumerate(("get", "set")):
-                    every = sorted(itertools.chain(*(w.result[place] for w in window.works)))
-                    taken[workers][call].append([percentile(every, p) for p in PERCENTILES])
+        with contextlib.ExitStack() as stack:
+            crews = {workers: stack.enter_context(Crew(prepare, workers)) for workers in PROCESSES}
+            for _ in range(options.windows):
+                for workers, crew in crews.items():
+                    window = crew.window(options.window_s)
+                    disturbed[workers] += window.disturbed
+                    for place, call in enumerate(("get", "set")):
+                        every = sorted(itertools.chain(*(w.result[place] for w in window.works)))
+                        taken[workers][call].append([percentile(every, p) for p in PERCENTILES])
         load.check()
 
     medians = {

@@ -16,20 +16,18 @@ import warnings
 from collections.abc import (
     Callable,
     ItemsView,
-    Iterable,
     Iterator,
     KeysView,
-    Mapping,
     MutableMapping,
     ValuesView,
 )
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self, TypeVar, final
+from typing import Any, Final, Literal, NamedTuple, Self, TypeVar
 
 from shmcache import _core, codec, geometry, keys, limits, segment, stats, verify
 from shmcache.codec import Codec
-from shmcache.errors import CacheClosed, GeometryWarning, NotPermitted, WouldBlock
+from shmcache.errors import CacheClosed, GeometryWarning, WouldBlock
 from shmcache.keys import Key
 
 __all__ = ["Cache", "Versioned"]
@@ -197,14 +195,12 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
                 avg_entry_size=asked["avg_entry_size"],
                 policy=asked["policy"] or "evict",
                 slots=asked["slots"],
-                slot_capacity=geometry.parse_size(asked["slot_capacity"]),
+                slot_capacity=geometry.parse_size(asked["slot_capacity"], "slot_capacity"),
                 cpu_count=os.cpu_count() or 1,
             )
 
         plan()  # arguments that make no sense are refused, whether they are needed or not
         wanted = None if asked["codec"] is None else codec.resolve(asked["codec"])
-        if wanted is not None and wanted.name == "pickle" and asked["mode"] & 0o022:
-            _refuse_pickle(name, f"mode {asked['mode']:04o} lets others write it")
         attachment = segment.open_segment(
             name,
             create=create,
@@ -220,18 +216,13 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             found = attachment.superblock
             if wanted is None:
                 wanted = codec.resolve(found.codec)
-            if wanted.name == "pickle":
-                if found.mode & 0o022:
-                    _refuse_pickle(name, f"its mode {found.mode:04o} lets others write it")
-                if found.owner_uid not in (0, os.geteuid()):
-                    _refuse_pickle(name, f"it belongs to uid {found.owner_uid}")
-            self._warn_of_geometry(found.geometry, size)
+            self._warn_of_geometry(name, found.geometry, size)
             self._connect(attachment, wanted, lock_timeout)
         except BaseException:
             attachment.release()
             raise
 
-    def _warn_of_geometry(self, found: geometry.Geometry, size: int) -> None:
+    def _warn_of_geometry(self, name: str, found: geometry.Geometry, size: int) -> None:
         asked = self._opened
         differ = []
         if asked["size"] is not _SIZE and size != found.total_size:
@@ -240,7 +231,7 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             differ.append(f"{asked['shards']} shards (it has {found.shard_count})")
         if differ:
             warnings.warn(
-                f"the cache exists already, with a geometry of its own; asked for "
+                f"cache {name!r} exists already, with a geometry of its own; asked for "
                 f"{' and '.join(differ)}: an attacher takes the segment's",
                 GeometryWarning,
                 stacklevel=4,
@@ -279,11 +270,7 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
         return self._attachment is None
 
     def __enter__(self) -> Self:
-        if self.closed:
-            raise CacheClosed(
-                f"this handle on cache {self.name!r} is closed; open the cache again with "
-                f"Cache({self.name!r})"
-            )
+        self._held  # noqa: B018 (raises CacheClosed)
         return self
 
     def __exit__(
@@ -308,7 +295,7 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             f"Cache({self.name!r}) for another handle"
         )
 
-    __deepcopy__ = None  # type: ignore[assignment]
+    __deepcopy__ = None
 
     def __repr__(self) -> str:
         if self.closed:
@@ -319,40 +306,39 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
         )
 
     @property
-    def _superblock(self) -> segment.Superblock:
-        attachment = self._attachment
+    def _held(self) -> segment.Attachment:
+        attachment: segment.Attachment | None = self._attachment
         if attachment is None:
             raise CacheClosed(
                 f"this handle on cache {self.name!r} is closed; open the cache again with "
                 f"Cache({self.name!r})"
             )
-        return attachment.superblock  # type: ignore[no-any-return]
+        return attachment
 
     @property
     def size(self) -> int:
         """Bytes of shared memory in all."""
-        return self._superblock.geometry.total_size
+        return self._held.superblock.geometry.total_size
 
     @property
     def shards(self) -> int:
         """The number of shards."""
-        return self._superblock.geometry.shard_count
+        return self._held.superblock.geometry.shard_count
 
     @property
     def policy(self) -> str:
         """``"evict"`` or ``"keep"``."""
-        return self._superblock.policy
+        return self._held.superblock.policy
 
     @property
     def codec(self) -> str:
         """The name of the codec that the segment's values are encoded with."""
-        return self._superblock.codec
+        return self._held.superblock.codec
 
     @property
     def persist(self) -> bool:
         """Whether the segment stays after its last handle has closed."""
-        self._superblock
-        return bool(self._attachment.persist)
+        return self._held.persist
 
     # --------------------------------------------------------------------------- a mapping
 
@@ -514,20 +500,12 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
 
     def stats(self) -> stats.Stats:
         """Counters of all processes over the cache's lifetime. Never waits for a shard."""
-        self._superblock
-        return stats.collect(self, self._attachment)
+        return stats.collect(self, self._held)
 
     def verify(self) -> list[verify.Finding]:
         """Check every invariant of the segment, beside writers too. Returns findings, empty when
         it is sound. Takes each shard for about 200 ns an entry."""
         return verify.verify(self, self.shards)
-
-
-def _refuse_pickle(name: str, why: str) -> None:
-    raise NotPermitted(
-        f"codec 'pickle' is refused for cache {name!r}: {why}, and loading a pickle runs whatever "
-        "its writer put there; use 'msgpack', or a private cache (mode 0600)"
-    )
 
 
 def _attach(name: str, wanted: str | Codec | None, group: Any, lock_timeout: float) -> Cache:

@@ -155,7 +155,9 @@ def collect(handle: _core.Handle, attachment: Attachment) -> Stats:
     totals = _core.client_totals(handle)
     looked = totals["hits"] + totals["misses"]
     waited = sum(s.lock_wait_seconds for s in shards)
-    waits = tuple(sum(column) for column in zip(*(s.lock_wait.buckets for s in shards)))
+    waits = tuple(
+        sum(column) for column in zip(*(s.lock_wait.buckets for s in shards), strict=True)
+    )
 
     def total(field: str) -> int:
         return sum(int(getattr(s, field)) for s in shards)

@@ -42,5 +42,5 @@ def verify(handle: _core.Handle, shard_count: int) -> list[Finding]:
     findings = []
     for shard in range(shard_count):
         _, rows = _core.verify_shard(handle, shard)
-        findings += [Finding(name, text, shard, *rest) for name, text, *rest in rows]
+        findings += [Finding(row[0], row[1], shard, *row[2:]) for row in rows]
     return findings

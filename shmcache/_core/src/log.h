@@ -166,12 +166,14 @@ static inline uint64_t shm_make_word(uint64_t tag, uint32_t l, uint64_t pos, uin
 }
 
 /* ------------------------------------------------------------------------- the note
- * Every change of a slot goes through here.  INV-NOTE: while note.armed is 1, slot and counts
- * may disagree, and the note says what the slot will hold and what the counts will be; else they
- * agree.  Whoever repairs looks at that one slot (shm_repair).  The stores are releases so that
- * neither compiler nor CPU reorders them.
+ * Every change of a slot goes through here.  INV-NOTE: while note.armed is 1, slot, counts and
+ * tail may disagree, and the note says what the slot will hold and what the counts will be; else
+ * they agree.  Whoever repairs looks at that one slot (shm_repair).  A note of a new entry is
+ * armed before the tail passes it: so that an entry that was never published is taken back, and
+ * dying in a move again and again does not eat up the gap (found by models/publish.pml).  The
+ * stores are releases so that neither compiler nor CPU reorders them.
  */
-static inline void shm_apply(shm_op *op, uint32_t slot, uint64_t word, const shm_counts *counts)
+static inline void shm_note_arm(shm_op *op, uint32_t slot, uint64_t word, const shm_counts *counts)
 {
     shm_shard *sh = op->sh;
     WR(&sh->note.slot, slot);
@@ -183,6 +185,12 @@ static inline void shm_apply(shm_op *op, uint32_t slot, uint64_t word, const shm
     FAULT(note_filled);
     WRR(&sh->note.armed, 1u);
     FAULT(note_armed);
+}
+
+static inline void shm_note_commit(shm_op *op, uint32_t slot, uint64_t word,
+                                   const shm_counts *counts)
+{
+    shm_shard *sh = op->sh;
     WRR(op->index + slot, word); /* the linearization point; pairs with RDA in shm_find */
     FAULT(slot_stored);
     WRR(&sh->counts.entries, counts->entries);
@@ -204,6 +212,17 @@ static inline shm_counts shm_counts_load(const shm_op *op)
     return c;
 }
 
+/* The log that `word` of an unpublished entry lies in, back to where it was before: nobody has
+ * ever read there.  Idempotent; a pad before the entry stays. */
+static inline void shm_take_back_tail(const shm_view *v, shm_shard *sh, uint64_t word)
+{
+    uint32_t l = shm_word_log(word);
+    uint64_t tail = RD(&sh->tail[l]), back = (tail - shm_word_pos(word)) & SHM_W_POS_MASK;
+
+    if (v->log[l].units != 0 && back <= v->log[l].off_mask + 1)
+        WRR(&sh->tail[l], tail - back);
+}
+
 /* After a takeover, before anything else: look at the one noted slot.  Constant time, whatever
  * the size of the shard.  The mark is cleared last, so dying in here is harmless too. */
 static inline void shm_repair(const shm_view *v, shm_shard *sh)
@@ -211,12 +230,16 @@ static inline void shm_repair(const shm_view *v, shm_shard *sh)
     FAULT(taken_over);
     if (RDA(&sh->note.armed)) {
         uint32_t slot = RD(&sh->note.slot);
-        if (slot < v->slot_count &&
-            shm_same_word(RDA(shm_index_of(v, sh) + slot), RD(&sh->note.word))) {
-            WRR(&sh->counts.entries, RD(&sh->note.counts.entries));
-            WRR(&sh->counts.leases, RD(&sh->note.counts.leases));
-            WRR(&sh->counts.live_units[0], RD(&sh->note.counts.live_units[0]));
-            WRR(&sh->counts.live_units[1], RD(&sh->note.counts.live_units[1]));
+        uint64_t word = RD(&sh->note.word);
+        if (slot < v->slot_count) {
+            if (shm_same_word(RDA(shm_index_of(v, sh) + slot), word)) {
+                WRR(&sh->counts.entries, RD(&sh->note.counts.entries));
+                WRR(&sh->counts.leases, RD(&sh->note.counts.leases));
+                WRR(&sh->counts.live_units[0], RD(&sh->note.counts.live_units[0]));
+                WRR(&sh->counts.live_units[1], RD(&sh->note.counts.live_units[1]));
+            } else if (shm_word_live(word)) {
+                shm_take_back_tail(v, sh, word);
+            }
         }
         WRR(&sh->note.armed, 0u);
     }

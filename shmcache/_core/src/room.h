@@ -90,7 +90,8 @@ static inline void shm_drop(shm_op *op, uint32_t slot, uint64_t word, uint32_t u
         WR(&op->sh->ghost_seq, seq);
         left = SHM_KIND_GHOST | (word & SHM_W_TAG) | (seq & SHM_W_POS_MASK) << SHM_W_POS_SHIFT;
     }
-    shm_apply(op, slot, left, &c);
+    shm_note_arm(op, slot, left, &c);
+    shm_note_commit(op, slot, left, &c);
     op->changed++;
 }
 
@@ -104,15 +105,17 @@ static inline void shm_move(shm_op *op, uint32_t slot, const shm_hit *hit, uint6
     uint64_t pos = shm_log_reserve(op, to, dest, units);
     uint8_t *p = shm_log_base(op->v, op->sh, to) +
                  (uint64_t)shm_pos_off(&op->v->log[to], pos) * SHM_UNIT;
-    uint64_t off = shm_word_pos(hit->word) & op->v->log[from].off_mask;
+    uint64_t off = shm_word_pos(hit->word) & op->v->log[from].off_mask, word;
 
     shm_bytes_copy(p, shm_log_base(op->v, op->sh, from) + off * SHM_UNIT, (size_t)units * SHM_UNIT);
     FAULT(move_copied);
-    shm_log_advance_tail(op, to, pos, units);
-    FAULT(move_tail);
     c.live_units[from] -= units;
     c.live_units[to] += units;
-    shm_apply(op, slot, shm_make_word(shm_hash_tag(hash), to, pos, visited), &c);
+    word = shm_make_word(shm_hash_tag(hash), to, pos, visited);
+    shm_note_arm(op, slot, word, &c);
+    shm_log_advance_tail(op, to, pos, units);
+    FAULT(move_tail);
+    shm_note_commit(op, slot, word, &c);
     FAULT(move_swung);
     shm_count(&op->sh->moved_units, units);
     op->changed++;

@@ -6,9 +6,9 @@
  *   2. make room at the tail; the key's own entry is never evicted for it, only moved
  *   3. look the key up again if making room cleared or moved anything
  *   4. advance the shard's version; write the entry past the tail, header complete
- *   5. release-store the tail, then note, publish by one release store of the slot, store the
- *      counts, clear the note
- * Killed before the slot's store: the entry past or before the tail is dead, nothing changed.
+ *   5. note the slot, its new word and the counts as they will be; release-store the tail;
+ *      publish by one release store of the slot; store the counts; clear the note
+ * Killed before the slot's store: nothing changed; the next holder takes the tail back.
  * Killed after it: the write is done, and the note says what the counts are.
  */
 #ifndef SHMCACHE_WRITE_H
@@ -191,7 +191,7 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
     bool in_place = present && put->value == f->hit.value;
     uint64_t expiry = put->keep_expiry && present ? f->hit.expiry : put->expiry;
     uint64_t units = shm_entry_units(key->len, put->value_len, expiry != 0), pos, visited;
-    uint64_t old_units = 0, version;
+    uint64_t old_units = 0, version, word;
     shm_log_state st;
     shm_counts c;
     uint32_t l, n;
@@ -253,7 +253,6 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
     pos = shm_log_reserve(op, l, &st, n);
     p = shm_log_base(v, sh, l) + (uint64_t)shm_pos_off(&v->log[l], pos) * SHM_UNIT;
     shm_write_entry(op, p, key, put, expiry, version);
-    shm_log_advance_tail(op, l, pos, n);
 
     c = shm_counts_load(op);
     c.live_units[l] += n;
@@ -277,7 +276,10 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
         if (had_ghost)
             shm_count(&sh->ghost_hits, 1);
     }
-    shm_apply(op, f->slot, shm_make_word(shm_hash_tag(key->hash), l, pos, visited), &c);
+    word = shm_make_word(shm_hash_tag(key->hash), l, pos, visited);
+    shm_note_arm(op, f->slot, word, &c);
+    shm_log_advance_tail(op, l, pos, n);
+    shm_note_commit(op, f->slot, word, &c);
     if (f->lease != SHM_NO_SLOT) { /* whoever was initialising the key has been overtaken */
         uint64_t w = RD(op->index + f->lease);
         shm_hit lease;

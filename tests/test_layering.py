@@ -20,7 +20,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits"),
     ("codec", "keys", "geometry", "_msgpack"),
     ("_core", "_linux"),
-    ("segment", "liveness", "attachment", "block", "semaphores", "registry"),
+    ("segment", "liveness", "attachment", "block", "semaphores", "registry", "creation"),
     ("cache", "stats", "once", "namespace", "swap", "latency", "token"),
     ("owner", "metrics", "verify", "snapshot", "trace", "replay", "readthrough"),
     ("daemon", "contrib", "recipes"),
@@ -49,7 +49,10 @@ def imports(path: Path) -> Iterator[str]:
     """Full names of what a file imports from the package; of Cython, by its import lines."""
     text = path.read_text()
     if path.suffix != ".py":
-        yield from re.findall(r"^\s*(?:from|c?import)\s+(shmcache[\w.]*)", text, re.MULTILINE)
+        for base, name in re.findall(
+            r"^\s*(?:from|c?import)\s+(shmcache[\w.]*)(?:\s+c?import\s+(\w+))?", text, re.MULTILINE
+        ):
+            yield f"{base}.{name}" if base == "shmcache" and name in LEVEL else base
         return
     package = ["shmcache", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(text)):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import mmap
+import os
+import pickle
 import random
 import secrets
-import threading
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,16 +38,75 @@ def perform(cache: Cache, name: str, key: str, arguments: tuple[Any, ...]) -> An
     return getattr(cache, name)(key, *arguments)
 
 
-def record(channel: Channel, name: str, caller: int, seed: int, calls: int, churn: bool) -> None:
-    """Make random calls; say before and after each what it is and what it gave."""
+class Rounds:
+    """Keeps the workers side by side: nobody is a round ahead of another who lives."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 8 * PROCESSES)  # shared with the forked workers
+
+    def finish(self, caller: int, number: int) -> None:
+        """Say that ``caller`` has finished round ``number``, and wait for the others a while."""
+        at = struct.Struct("<Q")
+        at.pack_into(self._memory, 8 * caller, number)
+        patience = time.monotonic() + 0.005  # some may be dead, or done
+        while time.monotonic() < patience:
+            if min(at.unpack_from(self._memory, 8 * i)[0] for i in range(PROCESSES)) >= number:
+                return
+            os.sched_yield()
+
+
+class Record:
+    """What a worker has done, kept in memory that outlives it: two pickles for each call."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 16 << 20)  # shared with the forked worker
+
+    def write(self, *event: Any) -> None:
+        """Append one event; called by the worker."""
+        self._memory.write(pickle.dumps(event))
+
+    def calls(self, caller: int) -> list[Call]:
+        """All calls; the last one has no end if the worker died inside it."""
+        found: list[Call] = []
+        self._memory.seek(0)
+        while True:
+            try:
+                operation, key, arguments, started = pickle.load(self._memory)
+            except (pickle.UnpicklingError, EOFError):
+                return found  # what follows was never written, or only half
+            result, ended = None, math.inf
+            try:
+                result, ended = pickle.load(self._memory)
+            except (pickle.UnpicklingError, EOFError):
+                return found
+            finally:
+                found.append(Call(key, operation, arguments, result, started, ended, caller))
+
+
+def work(
+    channel: Channel,
+    name: str,
+    caller: int,
+    seed: float,
+    calls: int,
+    churn: bool,
+    record: Record,
+    rounds: Rounds,
+) -> None:
+    """Make random calls; record before and after each what it is and what it gave."""
     rng = random.Random(seed)
-    cache = Cache(name, create=False)
+    cache = Cache(name, create=False, lock_timeout=30)
     versions: dict[str, Any] = dict.fromkeys(KEYS, 0)
+    midway = rng.randrange(calls // 4, calls)
     channel.sync()
     for number in range(calls):
+        if number % 20 == 0:
+            rounds.finish(caller, number)
+        if number == midway:
+            channel.send("midway")
         key = rng.choice(KEYS)
         operation = rng.choice(OPERATIONS)
-        unique = caller * 1_000_000 + number * 100
+        unique = caller * 1_000_000_000 + number * 1000
         arguments: tuple[Any, ...] = ()
         if operation in ("set", "add", "replace"):
             arguments = (unique,)
@@ -52,36 +114,14 @@ def record(channel: Channel, name: str, caller: int, seed: int, calls: int, chur
             arguments = (1,)
         elif operation == "cas":
             arguments = (unique, versions[key])
-        channel.send(("begin", operation, key, arguments, time.monotonic_ns()))
+        record.write(operation, key, arguments, time.monotonic_ns())
         result = perform(cache, operation, key, arguments)
-        channel.send(("end", result, time.monotonic_ns()))
+        record.write(result, time.monotonic_ns())
         if operation == "gets" and result != ABSENT:
             versions[key] = result[1]
         if churn and number % 3 == 0:  # the log wraps, so that the keys' entries are moved
             cache[f"filler {caller} {number % 7}"] = bytes(rng.randrange(20_000))
-    channel.send("done")
     cache.close()
-
-
-def collect(worker: Worker, caller: int, calls: list[Call], kill_after: float) -> None:
-    """Turn a worker's messages into calls, until it is done or, after so many, killed."""
-    for number in itertools.count():
-        if number >= kill_after:
-            worker.kill()
-        try:
-            message = worker.recv()
-            if message == "done":
-                worker.result()
-                return
-            _, operation, key, arguments, started = message
-            result, ended = None, math.inf
-            try:
-                _, result, ended = worker.recv()
-            finally:
-                calls.append(Call(key, operation, arguments, result, started, ended, caller))
-        except AssertionError:
-            assert number >= kill_after, "a worker that nobody killed has died"
-            return
 
 
 def history(
@@ -89,36 +129,28 @@ def history(
     start: Callable[..., Worker],
     *,
     seed: int,
-    calls: int = 250,
+    calls: int = 1500,
     churn: bool = False,
     victims: int = 0,
 ) -> list[Call]:
     """What PROCESSES workers did to one small cache; the first ``victims`` are killed midway."""
     rng = random.Random(seed)
     cache = open_cache(size="1MiB", shards=1, policy="keep", lock_timeout=30)
+    records = [Record() for _ in range(PROCESSES)]
+    rounds = Rounds()
     workers = [
-        start(record, cache.name, caller, rng.random(), calls, churn) for caller in range(PROCESSES)
+        start(work, cache.name, caller, rng.random(), calls, churn, record, rounds)
+        for caller, record in enumerate(records)
     ]
     release(workers)
-    found: list[list[Call]] = [[] for _ in workers]
-    threads = [
-        threading.Thread(
-            target=collect,
-            args=(
-                worker,
-                caller,
-                found[caller],
-                rng.randrange(calls // 4, calls) if caller < victims else math.inf,
-            ),
-        )
-        for caller, worker in enumerate(workers)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    recorded = [call for part in found for call in part]
-    assert len(recorded) > calls * (PROCESSES - victims) * 0.99
+    for number, worker in enumerate(workers):
+        assert worker.recv() == "midway"
+        if number < victims:
+            worker.kill()
+    for worker in workers[victims:]:
+        worker.result()
+    recorded = [call for caller, record in enumerate(records) for call in record.calls(caller)]
+    assert len(recorded) >= calls * (PROCESSES - victims)
     assert cache.verify() == []
     return recorded
 
@@ -131,7 +163,7 @@ def check(recorded: list[Call], seed: int) -> None:
 
 def overlaps(recorded: list[Call]) -> int:
     """How many calls of different processes on one key truly overlapped."""
-    by_start = sorted(recorded, key=lambda call: call.started)
+    by_start = sorted(recorded, key=lambda call: (call.key, call.started))
     return sum(
         a.key == b.key and a.caller != b.caller and b.started < a.ended
         for a, b in itertools.pairwise(by_start)
@@ -146,15 +178,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("turn", range(3))
 def test_histories_are_linearizable(
-    open_cache: Callable[..., Cache], start: Callable[..., Worker], variant: str, turn: int
+    open_cache: Callable[..., Cache], start: Callable[..., Worker], variant: str
 ) -> None:
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    recorded = history(open_cache, start, seed=seed, **VARIANTS[variant])
-    assert overlaps(recorded) > 5, "the calls must meet, else the check means nothing"
-    check(recorded, seed)
+    """At least three histories, and more until enough calls have met: on a busy machine the
+    processes take turns rather than run side by side, and then the check would mean little."""
+    met = 0
+    patience = time.monotonic() + 40
+    for turn in itertools.count(1):
+        seed = secrets.randbits(32)
+        print(f"seed {seed}")
+        recorded = history(open_cache, start, seed=seed, **VARIANTS[variant])
+        check(recorded, seed)
+        met += overlaps(recorded)
+        if (turn >= 3 and met >= 100) or time.monotonic() > patience:
+            break
+    assert met >= 100 or len(os.sched_getaffinity(0)) < 2, f"only {met} calls met"
 
 
 @pytest.mark.nightly
@@ -166,4 +205,4 @@ def test_many_histories_are_linearizable(
     for _ in range(40):
         seed = secrets.randbits(32)
         print(f"seed {seed}")
-        check(history(open_cache, start, seed=seed, calls=1000, **VARIANTS[variant]), seed)
+        check(history(open_cache, start, seed=seed, calls=5000, **VARIANTS[variant]), seed)

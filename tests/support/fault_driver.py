@@ -114,7 +114,7 @@ def several(*steps: Callable[[Cache], object]) -> Callable[[Cache], None]:
     return run
 
 
-SHORT_S = 0.05
+SHORT_S = 0.02
 
 PATHS: dict[str, Path] = {
     "set new": Path(lambda c: c.set("victim", payload("victim", 500))),
@@ -276,7 +276,9 @@ def one_death(path: Path, point: int, passage: int) -> bool:
         took = time.monotonic() - began
         require(took < SURVIVOR_S, f"a survivor's write took {took:.2f} s")
         now = cache.stats()
-        require(now.recoveries == stats.recoveries + 1, f"{now.recoveries} recoveries counted")
+        # One for each death, unless the second writer died before it could count the first.
+        recoveries = now.recoveries - stats.recoveries
+        require(1 <= recoveries <= len(forks), f"{recoveries} recoveries counted")
         require(holder(name) == 0, "the survivor did not free the shard")
         require(cache.verify() == [], f"verify: {cache.verify()}")
         check_entries(cache, before, path, evicted_since(cache, stats))

@@ -97,9 +97,15 @@ class Worker:
 
     def kill(self) -> None:
         """SIGKILL, and wait until the process is gone."""
-        if self.process.is_alive():
-            os.kill(self.pid, signal.SIGKILL)
-        self.join()
+        if not self.process.is_alive():
+            return
+        os.kill(self.pid, signal.SIGKILL)
+        try:
+            wait_zombie(self.pid)
+        except ChildProcessError:  # a forkserver's child
+            self.join()
+        else:  # without a bound: that would wait for a pipe, which a child of the worker's may hold
+            self.process.join()
 
     def stop(self) -> None:
         """SIGSTOP, and wait until the kernel says that the process has stopped."""

@@ -66,7 +66,7 @@ def messages(cache: Cache) -> dict[str, tuple[Callable[[], object], tuple[str, .
         ),
         "key too large": (lambda: cache.set("k" * 70_000, 1), ("70000", "65535")),
         "key type": (lambda: cache.set({}, 1), ("dict", "key")),  # type: ignore[arg-type]
-        "key range": (lambda: cache.set(2**64, 1), ("64",)),
+        "key range": (lambda: cache.set(2**64, 1), ("65 bits",)),
         "value type": (lambda: cache.set("k", object()), ("object",)),
         "ttl": (lambda: cache.set("k", 1, -3), ("ttl", "-3")),
         "missing": (lambda: cache["missing"], ("missing",)),
@@ -77,7 +77,7 @@ def messages(cache: Cache) -> dict[str, tuple[Callable[[], object], tuple[str, .
         "unknown codec": (lambda: Cache("n", codec="yaml"), ("yaml", "msgpack", "pickle")),
         "shards": (lambda: Cache("n", shards=3), ("3", "power of two")),
         "size": (lambda: Cache("n", size="12 parsecs"), ("12 parsecs",)),
-        "small size": (lambda: Cache("n", size=1000), ("1000", "1 MiB")),
+        "small size": (lambda: Cache("n", size=1000), ("1000", "1MiB")),
         "name": (lambda: Cache("a/b"), ("a/b",)),
     }
 

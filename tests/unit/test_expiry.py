@@ -288,7 +288,7 @@ def test_the_expired_go_before_anything_live(open_cache: Callable[..., Cache], s
 def test_a_full_keep_cache_takes_writes_once_entries_expire(
     open_cache: Callable[..., Cache],
 ) -> None:
-    cache = open_cache(size="1MiB", policy="keep")
+    cache = open_cache(size="1MiB", policy="keep", shards=1)
     cache["forever"] = "here"
     stored = 0
     with pytest.raises(CacheFull):

@@ -296,6 +296,7 @@ def test_open_handles_notice_an_unlink(
         cache.get("k")
 
 
+@pytest.mark.filterwarnings("ignore::shmcache.GeometryWarning")
 def test_reopen_attaches_anew(open_cache: Callable[..., Cache], cache_name: str) -> None:
     cache = open_cache(cache_name, size="1MiB", policy="keep")
     cache["k"] = "old"

@@ -62,7 +62,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: repr(key)[:20])
-def test_keys_come_back_as_they_were_stored(cache: Cache, key: Any) -> None:
+def test_keys_come_back_as_they_were_stored(open_cache: Callable[..., Cache], key: Any) -> None:
+    cache = open_cache(size="8MiB")
     cache[key] = "value"
     assert cache[key] == "value"
     assert key in cache
@@ -502,9 +503,13 @@ def test_keep_takes_four_fifths_of_its_bytes(
     open_cache: Callable[..., Cache], shards: int, entry_size: int
 ) -> None:
     cache = open_cache(size="4MiB", policy="keep", shards=shards, avg_entry_size=entry_size)
-    with pytest.raises(CacheFull):
-        for number in range(1_000_000):
+    refused = number = 0
+    while refused < 20 * shards:  # the keys of one shard may be full before those of another
+        number += 1
+        try:
             cache[number] = bytes(entry_size)
+        except CacheFull:
+            refused += 1
     stats = cache.stats()
     assert stats.bytes_used >= 0.8 * stats.bytes_total
     assert cache.verify() == []

@@ -260,10 +260,16 @@ class Attachment:
                     if (gate.device, gate.inode) != (self._device, self._inode) or self.dead:
                         self._refuse_gone()
                     self._become(self._table.take(gate.device, gate.inode))
-            except FileNotFoundError as error:
-                if isinstance(error, errors.CacheNotFound):
-                    raise
+            except (errors.CacheNotFound, errors.NotPermitted):
+                raise
+            except FileNotFoundError:
                 self._refuse_gone()
+            except PermissionError as error:
+                raise errors.NotPermitted(
+                    f"cache {self.name!r} belongs to user {self.uid}, group {self.gid}, with mode "
+                    f"{self.mode:04o}, and this forked process has dropped its privileges to user "
+                    f"{os.geteuid()}: have it created with mode=0o660 and a group of that user's"
+                ) from error
             _attachments.add(self)
             _arm_exit_hook()
 

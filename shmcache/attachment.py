@@ -230,7 +230,12 @@ class Attachment:
         return locked
 
     def live_clients(self) -> int:
-        """How many processes are attached and alive; `CacheNotFound` as `is_alive`."""
+        """How many processes are attached and alive.
+
+        Raises `CacheNotFound` as `is_alive`, `CacheClosed` after the last release.
+        """
+        if self._mapping is None:
+            self._refuse_closed()
         if not self.still_named():
             self._refuse_gone()
         try:

@@ -13,7 +13,7 @@ from shmcache import _core
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "shmcache"
-MAX_LINES = 500
+MAX_LINES = 520  # "about 500": beyond, a file wants to be two
 
 # From the ground up: a module imports only from lower rows, or from its own.
 LEVELS: tuple[tuple[str, ...], ...] = (

@@ -61,10 +61,10 @@ def test_popitem_gives_each_entry_to_one_thread(cache: Cache) -> None:
     assert sorted(flat) == list(range(2000))
 
 
-@pytest.mark.parametrize("size", [100, 5000, 100_000])
+@pytest.mark.parametrize("size", [100, 5000, 90_000])
 def test_values_are_never_torn(open_cache: Callable[..., Cache], size: int) -> None:
     """Above 64 KiB copies run without the GIL, so threads truly meet in the segment."""
-    cache = open_cache(size="8MiB", shards=1)
+    cache = open_cache(size="1MiB", shards=1)
 
     def hammer(me: int) -> int:
         hits = 0

@@ -7,14 +7,16 @@ which conftest.py looks for when the run is over.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from support import payloads
 from support.names import run_token
-from support.processes import Channel, Worker, release
+from support.processes import STRESS_S, Channel, Worker, release
 
 from shmcache import Cache, CacheFull
 
@@ -110,6 +112,48 @@ def churn(channel: Channel, name: str, seed: int) -> int:
             except CacheFull:
                 cache.delete_many(list(cache.keys())[:50])
     return right
+
+
+def overwrite_for_ever(channel: Channel, name: str, size: int) -> None:
+    with Cache(name, create=False) as cache:
+        channel.sync()
+        for turn in itertools.count():
+            if turn % 64 == 0 and channel.told():
+                return
+            cache[turn % 5] = bytes([turn % 256]) * size
+
+
+def read_uniform(channel: Channel, name: str, seconds: float) -> tuple[int, int]:
+    """Read values that hold one byte throughout; how many were read, and how many were torn."""
+    read = torn = 0
+    with Cache(name, create=False) as cache:
+        channel.sync()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for key in range(5):
+                value = cache.get(key)
+                if value is not None:
+                    read += 1
+                    torn += value.count(value[0]) != len(value)
+    return read, torn
+
+
+@pytest.mark.parametrize("size", [2_000, 90_000])
+def test_a_log_that_wraps_under_a_copy_tears_no_value(
+    open_cache: Callable[..., Cache], start: Callable[..., Worker], size: int
+) -> None:
+    """The log is so small that writers lap it whenever a reader is suspended inside its copy."""
+    cache = open_cache(size="1MiB", shards=1)
+    writers = [start(overwrite_for_ever, cache.name, size) for _ in range(2)]
+    readers = [start(read_uniform, cache.name, STRESS_S / 2.5) for _ in range(3)]
+    release(writers + readers)
+    results = [reader.result() for reader in readers]
+    for writer in writers:
+        writer.send("stop")
+        writer.result()
+    assert min(read for read, _ in results) > 100
+    assert sum(torn for _, torn in results) == 0, results
+    assert cache.verify() == []
 
 
 @pytest.mark.parametrize("policy", ["evict", "keep"])

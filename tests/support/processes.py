@@ -70,8 +70,12 @@ class Worker:
         return pid
 
     def send(self, message: object = None) -> None:
-        """Send one message to the worker."""
-        self._pipe.send(message)
+        """Send one message to the worker; WorkerFailed, with the reason, if it has ended."""
+        try:
+            self._pipe.send(message)
+        except BrokenPipeError:
+            while True:  # what it said last is its traceback, if it had time for one
+                self._next()
 
     def recv(self) -> Any:
         """The worker's next message."""

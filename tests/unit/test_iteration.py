@@ -103,7 +103,8 @@ def test_iteration_beside_a_writing_thread_is_never_torn(
             for key, value in cache.items():
                 seen[key] += 1
                 assert value == value[:1] * len(value), "a torn value"
-            assert max(seen.values()) == 1
+            # Of the others, one that was deleted and set again may come twice.
+            assert {key: seen[key] for key in resident} == dict.fromkeys(resident, 1)
     finally:
         stop.set()
         thread.join(60)

@@ -78,6 +78,8 @@ _GENERATION_MASK = (1 << GENERATION_BITS) - 1
 _FIRST_PAUSE_SECONDS = 50e-6  # about as long as the gate is held
 _LONGEST_PAUSE_SECONDS = 2e-3
 
+_PROBES_AT_ONCE = 16  # an open file for each; a probe of 1,000 slots takes 3 ms, at the gate
+
 _CLIENT_WORDS = LAYOUT["sizeof.shm_client"] // 4
 _GENERATION = LAYOUT["shm_client.generation"] // 4
 _IN_USE = LAYOUT["shm_client.in_use"] // 4
@@ -228,8 +230,14 @@ class ClientTable:
         return sum(self._alive(self._used()))
 
     def anybody_living(self) -> bool:
-        """Whether a process that has not closed is alive."""
-        return somebody_lives(self._path) and any(self._alive(self._used()))
+        """Whether a process that has not closed is alive; looks no further than the first."""
+        if not somebody_lives(self._path):
+            return False
+        used = self._used()
+        return any(
+            any(self._alive(used[start : start + _PROBES_AT_ONCE]))
+            for start in range(0, len(used), _PROBES_AT_ONCE)
+        )
 
     def _used(self) -> list[int]:
         in_use = self._words[_IN_USE::_CLIENT_WORDS].tolist()

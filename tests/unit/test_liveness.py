@@ -24,7 +24,7 @@ from shmcache import attachment as attachment_module
 from shmcache import errors, liveness, segment
 from shmcache._core import LAYOUT
 from shmcache._linux import LockHold, probe
-from shmcache.block import store_word
+from shmcache.block import DEAD, store_word
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -206,6 +206,19 @@ def test_a_child_of_an_unlinked_cache_cannot_rejoin(cache_name: str) -> None:
     attachment.release()
     with pytest.raises(errors.CacheClosed):
         attachment.rejoin()
+
+
+def test_a_child_does_not_rejoin_what_is_marked_dead(opened: segment.Attachment) -> None:
+    """Its unlinker died before the files were gone: the path names the segment still."""
+    store_word(opened.mapping, DEAD, 1)
+    assert opened.still_named()
+
+    def check() -> bool:
+        with pytest.raises(errors.CacheNotFound):
+            opened.rejoin()
+        return not opened.identity.is_mine
+
+    assert in_child(os.fork, check)
 
 
 def test_a_child_that_never_joined_leaves_nothing_and_takes_nothing(

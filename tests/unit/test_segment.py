@@ -24,7 +24,7 @@ from support.attachments import MIB, attach, forget, leave, plan
 from support.names import SHM, leftovers, segment_path
 from support.processes import Channel, Worker, poll_until, release
 
-from shmcache import creation, errors, segment
+from shmcache import creation, errors, liveness, segment
 from shmcache._linux import LockHold, Mapping
 from shmcache.block import Block, building_path, destroy
 from shmcache.liveness import GATE_BYTE
@@ -213,6 +213,17 @@ def test_what_a_killed_creator_leaves_is_cleared_away(
     assert leftovers(cache_name) == []
 
 
+def test_semaphores_of_a_segment_that_was_removed_by_hand_are_cleared_away(
+    cache_name: str,
+) -> None:
+    attach(cache_name, persist=True).release()
+    strays = set(leftovers(cache_name))
+    segment_path(cache_name).unlink()
+    attachment = attach(cache_name)
+    assert strays & set(leftovers(cache_name)) == {segment_path(cache_name)}
+    attachment.release()
+
+
 def create_and_stop(channel: Channel, name: str) -> int:
     real = creation.create_semaphores
 
@@ -284,6 +295,29 @@ def test_whoever_was_at_the_gate_of_an_unlinked_segment_looks_again(
     assert nonce != old.superblock.nonce
     assert old.dead
     old.release()
+
+
+def test_the_gate_of_a_file_that_is_no_longer_named_is_none(
+    opened: segment.Attachment, monkeypatch: Any
+) -> None:
+    """The path is replaced between the open and the lock."""
+    gates: list[LockHold] = []
+
+    def lock(path: str, start: int) -> LockHold:
+        gates.append(LockHold(path, start))
+        if len(gates) == 1:
+            Path(path).rename(moved)
+            Path(path).touch()
+        return gates[-1]
+
+    moved = Path(f"{opened.path}~moved")
+    monkeypatch.setattr(liveness, "LockHold", lock)
+    hold = liveness.close_gate(opened.name, opened.path)
+    assert hold is gates[1]
+    assert hold.inode == os.stat(opened.path).st_ino != gates[0].inode
+    assert not gates[0].is_mine
+    hold.release()
+    moved.rename(opened.path)
 
 
 def hold_gate(channel: Channel, path: str) -> None:

@@ -29,6 +29,7 @@ from shmcache import _core, codec, geometry, keys, limits, segment, stats, verif
 from shmcache.codec import Codec
 from shmcache.errors import CacheClosed, GeometryWarning, WouldBlock
 from shmcache.keys import Key
+from shmcache.views import KEYS, VERSIONS, CacheItems, CacheKeys, CacheValues
 
 __all__ = ["Cache", "Versioned"]
 
@@ -37,7 +38,6 @@ Policy = Literal["evict", "keep"]
 K = TypeVar("K", bound=Key)
 
 _ABSENT: Final = object()
-_KEYS, _VALUES, _ITEMS, _VERSIONS = range(4)  # what a Cursor yields
 
 
 class _Default(str):
@@ -54,30 +54,6 @@ class Versioned(NamedTuple):
 
     value: Any
     version: int
-
-
-class _Keys(KeysView[Any]):
-    _mapping: Cache
-
-    def __iter__(self) -> Iterator[Any]:
-        return _core.Cursor(self._mapping, _KEYS)
-
-
-class _Values(ValuesView[Any]):
-    _mapping: Cache
-
-    def __iter__(self) -> Iterator[Any]:
-        return _core.Cursor(self._mapping, _VALUES)
-
-    def __contains__(self, value: object) -> bool:
-        return any(v is value or v == value for v in self)
-
-
-class _Items(ItemsView[Any, Any]):
-    _mapping: Cache
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return _core.Cursor(self._mapping, _ITEMS)
 
 
 class Cache(_core.Handle, MutableMapping[Any, Any]):
@@ -160,14 +136,7 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             raise ValueError(f"create must be None, True or False, not {create!r}")
         if policy not in (None, "evict", "keep"):
             raise ValueError(f"policy must be 'evict' or 'keep', not {policy!r}")
-        if isinstance(local_entries, bool) or not isinstance(local_entries, int):
-            raise TypeError(f"local_entries must be an int, not {type(local_entries).__name__}")
-        if local_entries < 0:
-            raise ValueError(f"local_entries must be 0 or more, not {local_entries}")
-        if local_entries:
-            raise NotImplementedError(
-                "local_entries above 0 is not built yet: leave it at 0, every get decodes"
-            )
+        _check_local_entries(local_entries)
         self._last = self._pop_cursor = None
         self._opened = {
             "wait": limits.check_timeout("wait", wait),
@@ -349,24 +318,24 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
     def __iter__(self) -> Iterator[Any]:
         """Iterate over keys: weakly consistent, without a lock. A key that is present throughout
         is yielded exactly once; none is yielded torn or expired."""
-        return _core.Cursor(self, _KEYS)
+        return _core.Cursor(self, KEYS)
 
     def keys(self) -> KeysView[Any]:
         """A view of the keys; iteration as `iter(cache)`."""
-        return _Keys(self)
+        return CacheKeys(self)
 
     def values(self) -> ValuesView[Any]:
         """A view of the values; iteration as `iter(cache)`."""
-        return _Values(self)
+        return CacheValues(self)
 
     def items(self) -> ItemsView[Any, Any]:
         """A view of keys and values, each pair of one instant; iteration as `iter(cache)`."""
-        return _Items(self)
+        return CacheItems(self)
 
     def scan(self, prefix: Key) -> Iterator[Any]:
         """Iterate over the keys of `prefix`'s type that start with it (str, bytes or tuple)."""
         kind, content = keys.encode_prefix(prefix)
-        return _core.Cursor(self, _KEYS, kind, content)
+        return _core.Cursor(self, KEYS, kind, content)
 
     def pop(self, key: Key, default: Any = _ABSENT) -> Any:
         """Remove `key` and return its value: one winner among all processes. `default`, or
@@ -404,7 +373,7 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
         for _ in range(2):  # from where the last one stopped, then once from the start
             cursor = self._pop_cursor
             if cursor is None:
-                cursor = self._pop_cursor = _core.Cursor(self, _VERSIONS)
+                cursor = self._pop_cursor = _core.Cursor(self, VERSIONS)
             for key, value, version in cursor:
                 if self._delete_version(key, version):
                     return key, value
@@ -442,7 +411,7 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
         `fn` runs under no lock; an entry that was overwritten since `fn` saw it stays."""
         return sum(
             self._delete_version(key, version) is True
-            for key, value, version in _core.Cursor(self, _VERSIONS)
+            for key, value, version in _core.Cursor(self, VERSIONS)
             if not fn(key, value)
         )
 
@@ -506,6 +475,17 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
         """Check every invariant of the segment, beside writers too. Returns findings, empty when
         it is sound. Takes each shard for about 200 ns an entry."""
         return verify.verify(self, self.shards)
+
+
+def _check_local_entries(local_entries: object) -> None:
+    if isinstance(local_entries, bool) or not isinstance(local_entries, int):
+        raise TypeError(f"local_entries must be an int, not {type(local_entries).__name__}")
+    if local_entries < 0:
+        raise ValueError(f"local_entries must be 0 or more, not {local_entries}")
+    if local_entries:
+        raise NotImplementedError(
+            "local_entries above 0 is not built yet: leave it at 0, every get decodes"
+        )
 
 
 def _attach(name: str, wanted: str | Codec | None, group: Any, lock_timeout: float) -> Cache:

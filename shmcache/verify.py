@@ -1,6 +1,6 @@
 """Is a segment sound? Every invariant that the core's comments name, checked beside writers.
 
-Place: level 5; the walk itself is in `_core/src/verify.h`. Each shard is checked under its own
+Place: level 3; the walk itself is in `_core/src/verify.h`. Each shard is checked under its own
 lock, one after the other, so writers of other shards go on; nothing is changed.
 """
 

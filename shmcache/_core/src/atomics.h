@@ -61,6 +61,10 @@ static inline void shm_bytes_copy(void *to, const void *from, size_t n)
     for (; i < n; i++)
         WR(d + i, RD(s + i));
 }
+static inline void shm_bytes_move(void *to, const void *from, size_t n)
+{
+    shm_bytes_copy(to, from, n);
+}
 static inline bool shm_bytes_equal(const void *shared, const void *own, size_t n)
 {
     const uint8_t *a = shared, *b = own;
@@ -71,6 +75,9 @@ static inline bool shm_bytes_equal(const void *shared, const void *own, size_t n
 }
 #else
 static inline void shm_bytes_copy(void *to, const void *from, size_t n) { memcpy(to, from, n); }
+/* From one place of a log to another: apart in a sound segment, but flipped bytes may make them
+ * overlap, which memcpy does not allow. */
+static inline void shm_bytes_move(void *to, const void *from, size_t n) { memmove(to, from, n); }
 
 static inline uint64_t shm_word8(const uint8_t *p)
 {

@@ -265,9 +265,10 @@ typedef struct shm_shard {
     /* line 4: expiry */
     uint64_t min_expiry;  /* no live entry expires before this (milliseconds); ~0: none expires */
     uint64_t sweep_min;   /* the same, for what the sweep has passed in its present round */
+    uint64_t swept_ms;    /* when the sweep last completed a round */
     uint32_t sweep_slot;  /* where the sweep goes on */
     uint32_t reserved1;
-    uint64_t reserved2[5];
+    uint64_t reserved2[4];
     /* lines 5 and 6: statistics, written by the holder, read by anybody */
     uint64_t sets;
     uint64_t deletes;

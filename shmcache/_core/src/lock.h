@@ -24,7 +24,10 @@
 
 static inline bool shm_lock_try(uint64_t *holder, uint64_t me)
 {
-    return RD(holder) == 0 && shm_cas(holder, 0, me);
+    if (RD(holder) != 0 || !shm_cas(holder, 0, me))
+        return false;
+    FAULT(locked);
+    return true;
 }
 
 static inline bool shm_lock_spin(uint64_t *holder, uint64_t me)
@@ -44,8 +47,10 @@ static inline uint64_t shm_lock_or_contend(uint64_t *holder, uint64_t me, bool w
     for (int i = 0; i < SHM_SPINS; i++) {
         uint64_t w = RD(holder);
         if (w == 0) {
-            if (shm_cas(holder, 0, waited ? me | SHM_L_CONTENDED : me))
+            if (shm_cas(holder, 0, waited ? me | SHM_L_CONTENDED : me)) {
+                FAULT(locked);
                 return 0;
+            }
         } else if ((w & SHM_L_CONTENDED) || shm_cas(holder, w, w | SHM_L_CONTENDED)) {
             return w & SHM_L_IDENTITY;
         }
@@ -63,6 +68,7 @@ static inline bool shm_lock_take_over(uint64_t *holder, uint64_t dead, uint64_t 
 /* Release.  True: somebody may wait, post the semaphore. */
 static inline bool shm_lock_release(uint64_t *holder)
 {
+    FAULT(unlocking);
     return (__atomic_exchange_n(holder, 0, __ATOMIC_RELEASE) & SHM_L_CONTENDED) != 0;
 }
 

@@ -31,6 +31,7 @@ typedef struct shm_op {
     uint64_t *index;
     uint64_t now_ms;  /* the clock expiry is counted on */
     uint32_t protect; /* the slot of the key being written: never evicted to make room for it */
+    uint32_t spare;   /* units of its entry */
     uint32_t walked;  /* units that heads have advanced in this operation */
     uint32_t changed; /* slots cleared or moved by making room: look the key up again */
 } shm_op;
@@ -42,27 +43,33 @@ static inline void shm_op_begin(shm_op *op, const shm_view *v, uint32_t shard, u
     op->index = shm_index_of(v, op->sh);
     op->now_ms = now_ms;
     op->protect = SHM_NO_SLOT;
+    op->spare = 0;
     op->walked = 0;
     op->changed = 0;
 }
 
-/* Units that must stay free in a log whose largest entry has n units: that entry, and a pad that
- * is as large at worst, once a lap.  Under `evict`, where entries are larger than a 32nd of the
- * log, a lap's pad is not reserved: an entry that cannot be moved over the end for the lack of it
- * is evicted, which costs less than a sixteenth of the room always empty would. */
-static inline uint32_t shm_gap(const shm_view *v, uint32_t l, uint32_t n)
+/* Units that must stay free in log `l`, its tail at offset `off`, its largest entry n units long.
+ * Twice that entry: itself, and the pad of a lap, which is as large at worst.  Under `evict`,
+ * where entries are larger than a 32nd of the log, that would leave too much always empty: there
+ * it is what moving the largest entry takes from just here, after every append.  Moves may use it
+ * up; an entry that cannot be moved then is evicted, but never the key being written: room for its
+ * move is spared by every move before (op->spare). */
+static inline uint32_t shm_gap(const shm_view *v, uint32_t l, uint32_t off, uint32_t n)
 {
-    uint32_t most = v->log[l].units / 16;
-    if (v->policy == SHM_POLICY_KEEP || 2 * n <= most)
+    uint32_t units = v->log[l].units, least = units / 16, exact;
+
+    if (v->policy == SHM_POLICY_KEEP || 2 * n <= least)
         return 2 * n;
-    return n > most ? n : most;
+    exact = off + n > units ? units - off + n : n;
+    return exact > least ? exact : least;
 }
 
 typedef struct shm_log_state { /* loaded once, checked */
     uint64_t head, tail;
     uint32_t used; /* units from head to tail */
     uint32_t free;
-    uint32_t gap; /* what must stay free for moves */
+    uint32_t largest; /* entry of the last two laps, units */
+    uint32_t gap;     /* what must stay free for moves */
 } shm_log_state;
 
 static inline uint32_t shm_pos_off(const shm_log_view *g, uint64_t pos)
@@ -102,7 +109,8 @@ static inline bool shm_log_load(const shm_op *op, uint32_t l, shm_log_state *st)
     a = a > b ? a : b;
     if (a > op->v->max_entry_units)
         a = op->v->max_entry_units;
-    st->gap = shm_gap(op->v, l, a);
+    st->largest = a;
+    st->gap = shm_gap(op->v, l, shm_pos_off(g, st->tail), a);
     return true;
 }
 
@@ -115,12 +123,35 @@ static inline uint32_t shm_log_need(const shm_op *op, uint32_t l, const shm_log_
     return off + n > g->units ? g->units - off + n : n;
 }
 
+/* The tail's offset after n units were appended. */
+static inline uint32_t shm_off_after(const shm_log_view *g, uint32_t off, uint32_t n)
+{
+    return off + n > g->units ? n : off + n == g->units ? 0 : off + n;
+}
+
 /* Is there room to append n units and leave the gap? */
 static inline bool shm_log_has_room(const shm_op *op, uint32_t l, const shm_log_state *st,
                                     uint32_t n)
 {
-    uint32_t own = shm_gap(op->v, l, n), gap = st->gap > own ? st->gap : own;
-    return (uint64_t)shm_log_need(op, l, st, n) + gap <= st->free;
+    uint32_t off = shm_off_after(&op->v->log[l], shm_pos_off(&op->v->log[l], st->tail), n);
+    uint32_t largest = st->largest > n ? st->largest : n;
+    return (uint64_t)shm_log_need(op, l, st, n) + shm_gap(op->v, l, off, largest) <= st->free;
+}
+
+/* Can n units at the head be moved to the tail, the key being written still after them? */
+static inline bool shm_log_can_move(const shm_op *op, uint32_t l, const shm_log_state *st,
+                                    uint32_t n, bool spare)
+{
+    const shm_log_view *g = &op->v->log[l];
+    uint32_t need = shm_log_need(op, l, st, n), off;
+
+    if (need > st->free)
+        return false;
+    if (!spare || op->spare == 0)
+        return true;
+    off = shm_off_after(g, shm_pos_off(g, st->tail), n);
+    need -= n; /* the head passes what the tail takes, but for a pad */
+    return need + op->spare + (off + op->spare > g->units ? g->units - off : 0) <= st->free;
 }
 
 /* Where the next n units go, a pad written first where they do not fit before the end.  The
@@ -176,6 +207,7 @@ static inline uint64_t shm_make_word(uint64_t tag, uint32_t l, uint64_t pos, uin
 static inline void shm_note_arm(shm_op *op, uint32_t slot, uint64_t word, const shm_counts *counts)
 {
     shm_shard *sh = op->sh;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* not before the last note was cleared */
     WR(&sh->note.slot, slot);
     WR(&sh->note.word, word);
     WR(&sh->note.counts.entries, counts->entries);
@@ -199,6 +231,7 @@ static inline void shm_note_commit(shm_op *op, uint32_t slot, uint64_t word,
     WRR(&sh->counts.live_units[1], counts->live_units[1]);
     FAULT(counts_stored);
     WRR(&sh->note.armed, 0u);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
     FAULT(note_cleared);
 }
 

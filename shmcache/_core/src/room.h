@@ -20,6 +20,11 @@
  * 15/16 count.)  Under `keep` nothing live is ever evicted, and a write that would take live
  * units past the budget is refused.
  *
+ * What has expired goes before anything live: a write that is about to evict sweeps the index, up
+ * to SHM_SWEEP_MOST slots, until the live units are below the budget; on as long as that finds
+ * something, else one round a second, so that a cache in which a little expires all the time does
+ * not look at every slot for every write.  min_expiry says when there is nothing to find.
+ *
  * Pacing: cleaning is paid for in small change.  A write of n units walks up to
  * SHM_PACE * n * capacity / reclaimable units while less than half of what is reclaimable is
  * free, so that a long run of live entries is moved over many writes, not by one.
@@ -34,7 +39,8 @@
 #define SHM_SECOND_CHANCES 16u /* re-appends in a row before an eviction is forced (k of
                                   docs/eviction.md: 16 costs at most 1 % of the hits, 4 up to 5 %) */
 #define SHM_SWEEP_STEP 32u     /* slots: four cache lines, and about 16 entry headers */
-#define SHM_SWEEP_MOST 4096u   /* slots that one write sweeps at most, while that pays */
+#define SHM_SWEEP_MOST 4096u   /* slots that one write sweeps at most: about 100 us */
+#define SHM_SWEEP_AGAIN_MS 1000u /* a round that finds little is made once in this time */
 
 static inline void shm_count(uint64_t *counter, uint64_t n) { WR(counter, RD(counter) + n); }
 
@@ -107,7 +113,7 @@ static inline void shm_move(shm_op *op, uint32_t slot, const shm_hit *hit, uint6
                  (uint64_t)shm_pos_off(&op->v->log[to], pos) * SHM_UNIT;
     uint64_t off = shm_word_pos(hit->word) & op->v->log[from].off_mask, word;
 
-    shm_bytes_copy(p, shm_log_base(op->v, op->sh, from) + off * SHM_UNIT, (size_t)units * SHM_UNIT);
+    shm_bytes_move(p, shm_log_base(op->v, op->sh, from) + off * SHM_UNIT, (size_t)units * SHM_UNIT);
     FAULT(move_copied);
     c.live_units[from] -= units;
     c.live_units[to] += units;
@@ -210,8 +216,9 @@ static int shm_head_step(shm_op *op, uint32_t l, bool force)
     }
     if (!shm_log_load(op, to, &dest))
         return SHM_CORRUPT;
-    if (shm_log_need(op, to, &dest, (uint32_t)units) > dest.free)
-        return SHM_FULL; /* INV-GAP broken: flipped bytes, or a log too small for its entries */
+    if (!shm_log_can_move(op, to, &dest, (uint32_t)units,
+                          to == l && slot != op->protect && v->policy == SHM_POLICY_EVICT))
+        return SHM_FULL; /* see shm_gap; where INV-GAP holds, what must be kept never gets here */
     hit.word = shm_make_word(0, l, st.head, 0);
     shm_move(op, slot, &hit, hash, l, to, (uint32_t)units, word & SHM_W_VISITED, &dest);
     shm_log_advance_head(op, l, st.head, (uint32_t)units);
@@ -244,10 +251,11 @@ static inline uint32_t shm_sweep(shm_op *op, uint32_t slots)
             }
         }
         if (++at == v->slot_count) {
-            at = 0;
-            WR(&op->sh->min_expiry, RD(&op->sh->sweep_min));
-            WR(&op->sh->sweep_min, ~0ull);
-            WR(&op->sh->sweep_slot, 0u);
+            at = 0; /* in this order: dying in between leaves bounds too low, never too high */
+            WRR(&op->sh->sweep_slot, 0u);
+            WRR(&op->sh->min_expiry, RD(&op->sh->sweep_min));
+            WRR(&op->sh->sweep_min, ~0ull);
+            WR(&op->sh->swept_ms, op->now_ms);
             if (op->now_ms < RD(&op->sh->min_expiry))
                 break; /* nothing more to find */
         }
@@ -261,8 +269,8 @@ static inline uint32_t shm_sweep_round(shm_op *op)
 {
     if (op->now_ms < RD(&op->sh->min_expiry))
         return 0;
-    WR(&op->sh->sweep_slot, 0u);
-    WR(&op->sh->sweep_min, ~0ull);
+    WRR(&op->sh->sweep_slot, 0u);
+    WRR(&op->sh->sweep_min, ~0ull);
     return shm_sweep(op, op->v->slot_count);
 }
 
@@ -317,12 +325,11 @@ static inline int shm_pace(shm_op *op, uint32_t l, uint32_t n)
     if (!shm_log_load(op, l, &st))
         return SHM_CORRUPT;
     if (st.free < g->units / 8 && op->now_ms >= RD(&op->sh->min_expiry)) {
-        uint32_t swept = 0;
-        while (swept < SHM_SWEEP_MOST) { /* on while it pays and something live would go */
+        for (uint32_t swept = 0; swept < SHM_SWEEP_MOST; swept += SHM_SWEEP_STEP) {
             uint32_t cleared = shm_sweep(op, SHM_SWEEP_STEP);
-            swept += SHM_SWEEP_STEP;
-            if (cleared == 0 || !shm_over_budget(op))
-                break;
+            bool due = op->now_ms >= RD(&op->sh->swept_ms) + SHM_SWEEP_AGAIN_MS;
+            if (!shm_over_budget(op) || (cleared == 0 && !due))
+                break; /* nothing live would go, or looking further does not pay */
         }
     }
     if (v->policy == SHM_POLICY_EVICT && shm_over_budget(op))

@@ -37,7 +37,8 @@
     F(shm_shard, holder) F(shm_shard, probe_limit) F(shm_shard, note) F(shm_shard, counts)       \
     F(shm_shard, version) F(shm_shard, ghost_seq) F(shm_shard, head) F(shm_shard, tail)          \
     F(shm_shard, largest) F(shm_shard, moves_in_a_row) F(shm_shard, pop_slot)                    \
-    F(shm_shard, min_expiry) F(shm_shard, sweep_min) F(shm_shard, sweep_slot)                    \
+    F(shm_shard, min_expiry) F(shm_shard, sweep_min) F(shm_shard, swept_ms)                      \
+    F(shm_shard, sweep_slot)                                                                     \
     F(shm_shard, sets) F(shm_shard, deletes) F(shm_shard, evictions) F(shm_shard, expirations)   \
     F(shm_shard, recoveries) F(shm_shard, lock_acquisitions) F(shm_shard, lock_contended)        \
     F(shm_shard, lock_wait_ns) F(shm_shard, moved_units) F(shm_shard, written_units)             \
@@ -145,7 +146,10 @@ static int shm_check_superblock(const shm_superblock *sb, uint64_t file_size)
         !shm_region_ok(sb->index_off, index, sb->shard_stride) ||
         sb->main_off < sb->index_off + index || sb->main_off % SHM_LINE ||
         sb->probation_off < sb->main_off + (uint64_t)sb->main_units * SHM_UNIT ||
-        sb->probation_off % SHM_UNIT ||
+        sb->probation_off % SHM_UNIT || sb->probation_off > sb->shard_stride ||
+        (sb->slot_count && (sb->slot_stride < SHM_SLOT_HEADER_SIZE ||
+                            sb->slot_capacity > (sb->slot_stride - SHM_SLOT_HEADER_SIZE) / 2)) ||
+        (uint64_t)sb->ring_count * SHM_RING_HEADER_SIZE > sb->rings_size ||
         !shm_region_ok(sb->main_off, logs, sb->shard_stride) ||
         sb->probation_off + (uint64_t)sb->probation_units * SHM_UNIT > sb->shard_stride)
         return SHM_SB_GEOMETRY;

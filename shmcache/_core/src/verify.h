@@ -63,7 +63,7 @@ static uint32_t shm_verify_log(shm_op *op, uint32_t l, shm_findings *out)
         shm_found_broken(out, SHM_INV_GEOMETRY, SHM_NO_SLOT, l, RD(&op->sh->head[l]));
         return 0;
     }
-    if (st.gap > st.free)
+    if ((v->policy == SHM_POLICY_KEEP ? st.gap : st.largest) > st.free)
         shm_found_broken(out, SHM_INV_GAP, SHM_NO_SLOT, st.gap, st.free);
     pos = st.head;
     left = st.used;

@@ -174,7 +174,7 @@ static inline void shm_write_entry(shm_op *op, uint8_t *p, const shm_key *key, c
     }
     shm_bytes_copy(p, key->data, key->len);
     FAULT(entry_half);
-    shm_bytes_copy(p + key->len, put->value, put->value_len);
+    shm_bytes_move(p + key->len, put->value, put->value_len);
     FAULT(entry_written);
     (void)op;
 }
@@ -211,6 +211,7 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
     if (f->slot != SHM_NO_SLOT)
         old_units = shm_entry_units(f->hit.key_len, f->hit.value_len, f->hit.expiry != 0);
     op->protect = f->slot;
+    op->spare = (uint32_t)old_units;
     if (v->policy == SHM_POLICY_KEEP &&
         shm_live_units(op) - old_units + units > v->budget_units) {
         shm_sweep_round(op);
@@ -229,8 +230,11 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
         r = shm_lookup(op, key, f);
         if (r != SHM_HIT)
             return r;
-        if (in_place)
+        if (in_place) {
+            if (f->slot == SHM_NO_SLOT || f->hit.value_len != put->value_len)
+                return SHM_CORRUPT; /* its entry is protected: only flipped bytes do that */
             put->value = f->hit.value;
+        }
     }
     if (f->slot == SHM_NO_SLOT && f->free == SHM_NO_SLOT) {
         f->free = shm_free_a_slot(op, key, &f->free_bucket);
@@ -254,6 +258,15 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
     p = shm_log_base(v, sh, l) + (uint64_t)shm_pos_off(&v->log[l], pos) * SHM_UNIT;
     shm_write_entry(op, p, key, put, expiry, version);
 
+    if (f->lease != SHM_NO_SLOT) { /* whoever was initialising the key is overtaken: before the
+                                    value is published, so that dying here revives no old one */
+        uint64_t w = RD(op->index + f->lease);
+        shm_hit lease;
+        if (shm_word_live(w) && shm_parse_entry(v, sh, w, &lease))
+            shm_drop(op, f->lease, w,
+                     (uint32_t)shm_entry_units(lease.key_len, lease.value_len, lease.expiry != 0),
+                     true, false);
+    }
     c = shm_counts_load(op);
     c.live_units[l] += n;
     if (f->slot != SHM_NO_SLOT) {
@@ -280,14 +293,6 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
     shm_note_arm(op, f->slot, word, &c);
     shm_log_advance_tail(op, l, pos, n);
     shm_note_commit(op, f->slot, word, &c);
-    if (f->lease != SHM_NO_SLOT) { /* whoever was initialising the key has been overtaken */
-        uint64_t w = RD(op->index + f->lease);
-        shm_hit lease;
-        if (shm_word_live(w) && shm_parse_entry(v, sh, w, &lease))
-            shm_drop(op, f->lease, w,
-                     (uint32_t)shm_entry_units(lease.key_len, lease.value_len, lease.expiry != 0),
-                     true, false);
-    }
     shm_count(&sh->sets, 1);
     shm_count(&sh->written_units, n);
     FAULT(stats_stored);

@@ -202,7 +202,7 @@ def test_histories_are_linearizable(
 def test_many_histories_are_linearizable(
     open_cache: Callable[..., Cache], start: Callable[..., Worker], variant: str
 ) -> None:
-    for _ in range(40):
+    for _ in range(15):
         seed = secrets.randbits(32)
         print(f"seed {seed}")
         check(history(open_cache, start, seed=seed, calls=5000, **VARIANTS[variant]), seed)

@@ -26,15 +26,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 SAMPLE_NS = 2_000_000
 """Wall time that one sample aims at: long against a timer read, short against a time slice."""
 
+MOVE_AFTER = 3
+"""Disturbed attempts in a row after which the process moves to the CPU that is idlest then."""
+
 STOLEN_SHARE = 0.03
 """A sample is disturbed when this share of its wall time was not spent on the CPU."""
 
-REDO_LIMIT = 40
+REDO_LIMIT = 20
 """Attempts at an undisturbed sample before a disturbed one is kept (and counted as such)."""
 
 LOOP = "empty loop"
@@ -275,14 +279,16 @@ def interleave(contestants: Sequence[Contestant], options: Options) -> Rounds:
     samples: dict[str, list[float]] = {contestant.name: [] for contestant in field_}
     redone = dict.fromkeys(samples, 0)
     kept = dict.fromkeys(samples, 0)
-    with quiet():
+    with quiet() as allowed:
         for _ in range(options.repeats):
             for contestant in order.sample(field_, len(field_)):
-                for _attempt in range(REDO_LIMIT):
+                for attempt in range(REDO_LIMIT):
                     nanoseconds, disturbed = contestant.sample()
                     if not disturbed:
                         break
                     redone[contestant.name] += 1
+                    if attempt % MOVE_AFTER == MOVE_AFTER - 1:
+                        move(allowed)
                 else:
                     kept[contestant.name] += 1
                 samples[contestant.name].append(nanoseconds)
@@ -299,19 +305,38 @@ def interleave(contestants: Sequence[Contestant], options: Options) -> Rounds:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the collector out, and this process on one CPU, while samples are taken."""
+def quiet() -> Iterator[set[int]]:
+    """Keep the collector out, and this process on one CPU, while samples are taken.
+
+    Gives the CPUs that it was allowed before, and is again afterwards."""
     allowed = os.sched_getaffinity(0)
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
-    os.sched_setaffinity(0, {max(allowed)})
+    move(allowed)
     try:
-        yield
+        yield allowed
     finally:
         os.sched_setaffinity(0, allowed)
         if collecting:
             gc.enable()
+
+
+def move(allowed: set[int], look_s: float = 0.05) -> None:
+    """Bind this process to the CPU of `allowed` that is idlest while it sleeps `look_s`."""
+    before = _idle_ticks()
+    time.sleep(look_s)
+    after = _idle_ticks()
+    os.sched_setaffinity(0, {max(allowed, key=lambda cpu: (after[cpu] - before[cpu], cpu))})
+
+
+def _idle_ticks() -> dict[int, int]:
+    rows = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+    return {
+        int(row[0][3:]): int(row[4]) + int(row[5])
+        for row in rows
+        if row[0].startswith("cpu") and row[0] != "cpu"
+    }
 
 
 def percentile(ordered: Sequence[float], p: float) -> float:

@@ -28,7 +28,7 @@ cdef class Attached:
     cdef readonly object _codec
     cdef readonly str name
     cdef readonly Py_ssize_t max_value_size
-    cdef public double lock_timeout
+    cdef double timeout_s
 
     def __cinit__(self):
         self.identity = &_NOBODY
@@ -40,7 +40,6 @@ cdef class Attached:
         cdef Py_ssize_t i
         cdef object page = attachment.identity
         self.name = attachment.name
-        self._attachment = attachment
         self._codec = codec
         if len(codec.fast_decode_values) > 11:
             raise ValueError(f"codec {codec.name!r} has more keyword arguments than fit")
@@ -52,25 +51,26 @@ cdef class Attached:
         for i in range(len(self.decode_values)):
             self.decode_args[i + 1] = <PyObject *>PyTuple_GET_ITEM(self.decode_values, i)
         self.raw = codec.name == "raw"
-        self.lock_timeout = lock_timeout
+        self.timeout_s = lock_timeout
         self.mapping = attachment.mapping
         self.identity_page = page
         self.max_value_size = attachment.superblock.geometry.max_value_size
-        self._adopt()
+        self._adopt(attachment)
         PyObject_GetBuffer(page, &buf, PyBUF_SIMPLE)
         self.identity = <const uint64_t *>buf.buf
         PyBuffer_Release(&buf)  # identity_page keeps it
         self.joined = self.identity[0]
+        self._attachment = attachment  # last: whoever sees it sees all of the above
 
     @cython.final
-    cdef _adopt(self):
+    cdef _adopt(self, object attachment):
         """Take the attachment's identity (again): who this process is in the client table."""
         cdef Py_buffer buf
         cdef shm_superblock sb
-        _fill_superblock(&sb, self._attachment.superblock.fields)
-        PyObject_GetBuffer(self.mapping, &buf, PyBUF_WRITABLE)
-        shm_view_init(&self.view, <uint8_t *>buf.buf, &sb, self._attachment.client,
-                      self._attachment.generation)
+        cdef uint32_t client = attachment.client, generation = attachment.generation
+        _fill_superblock(&sb, attachment.superblock.fields)
+        PyObject_GetBuffer(attachment.mapping, &buf, PyBUF_WRITABLE)
+        shm_view_init(&self.view, <uint8_t *>buf.buf, &sb, client, generation)
         self.dead = &(<shm_superblock *>buf.buf).dead
         PyBuffer_Release(&buf)
 
@@ -85,6 +85,15 @@ cdef class Attached:
         self.mapping = None
         return attachment
 
+    @property
+    def lock_timeout(self):
+        """Seconds that a writing call of this handle waits for a shard; 0: not at all."""
+        return self.timeout_s
+
+    @lock_timeout.setter
+    def lock_timeout(self, seconds):
+        self.timeout_s = _limits.check_timeout("lock_timeout", seconds)
+
     @cython.final
     cdef inline int ready(self) except -1:
         if self.identity[0] != self.joined or self.dead[0] != 0:
@@ -95,15 +104,25 @@ cdef class Attached:
         return 0
 
     @cython.final
-    cdef int not_ready(self) except -1:
-        if self._attachment is None:
+    cdef object held(self):
+        """The attachment; CacheClosed if there is none (any more)."""
+        cdef object attachment = self._attachment
+        if attachment is None:
             raise _errors.CacheClosed(
                 f"this handle on cache {self.name!r} is closed; open the cache again with "
                 f"Cache({self.name!r})")
+        return attachment
+
+    @cython.final
+    cdef int not_ready(self) except -1:
+        cdef object attachment = self.held()
         if self.identity[0] != self.joined:
             if self.identity[0] == 0:  # a forked child: an identity of its own first
-                self._attachment.rejoin()
-            self._adopt()
+                attachment.rejoin()
+                if self._attachment is not attachment:
+                    self.held()
+                    return self.not_ready()
+            self._adopt(attachment)
             self.joined = self.identity[0]
         if self.dead[0] != 0:
             self.gone()
@@ -112,11 +131,15 @@ cdef class Attached:
     @cython.final
     cdef int look(self) except -1:
         cdef uint64_t now = shm_now_ms()
+        cdef object attachment
         self.countdown = LOOK_EVERY
         if now >= self.look_at_ms:
             self.look_at_ms = now + LOOK_MS
-            if not self._attachment.still_named():
+            attachment = self.held()
+            if not attachment.still_named():
                 self.gone()
+            if self._attachment is not attachment:  # closed or reopened meanwhile
+                self.ready()
         return 0
 
     @cython.final
@@ -152,11 +175,12 @@ cdef class Attached:
         cdef shm_shard *sh = shm_shard_at(&self.view, shard)
         cdef uint64_t began, now, deadline, holder
         cdef double slice_s = 0.0005
-        cdef bint waited = False
+        cdef bint waited = False, alive
         cdef object attachment, mapping = self.mapping
 
         if shm_lock_spin(&sh.holder, self.view.me):
             return 0
+        attachment = self.held()
         began = shm_now_ns()
         deadline = began + <uint64_t>(min(timeout, 1e9) * 1e9)
         while True:
@@ -165,19 +189,26 @@ cdef class Attached:
                 break
             now = shm_now_ns()
             if timeout > 0 and now < deadline:
-                attachment = self._attachment
                 attachment.wait(shard, min(slice_s, (deadline - now) / 1e9))
                 waited = True
                 self.ready()  # closed, forked or unlinked while waiting
                 self.same(mapping)
-                if RD(&sh.holder) & SHM_L_IDENTITY != holder:
+                if RD(&sh.holder) != holder:
                     continue  # it changed hands: somebody is alive
                 slice_s = min(slice_s * 2, 0.05)
-            if not self._attachment.is_alive(shm_identity_client(holder), holder & 0xffffffff):
-                if shm_lock_take_over(&sh.holder, holder, self.view.me):
-                    shm_repair(&self.view, sh)
-                    break
-                continue
+            elif holder == SHM_L_UNDECIDED and timeout > 0:
+                self.refuse_lock(shard, timeout, holder)
+            if holder != SHM_L_UNDECIDED:
+                alive = shm_lock_word_ok(holder, self.view.client_count)
+                if alive:
+                    alive = attachment.is_alive(shm_identity_client(holder), holder & 0xffffffff)
+                    self.ready()
+                    self.same(mapping)
+                if not alive:
+                    if shm_lock_take_over(&sh.holder, holder, self.view.me):
+                        shm_repair(&self.view, sh)
+                        break
+                    continue
             if shm_now_ns() >= deadline:
                 self.refuse_lock(shard, timeout, holder)
         if waited:
@@ -200,11 +231,12 @@ cdef class Attached:
     cdef int refuse_lock(self, uint32_t shard, double timeout, uint64_t holder) except -1:
         cdef shm_client *who
         cdef uint32_t client = shm_identity_client(holder)
-        cdef str pid = "?"
-        if self._attachment.superblock.geometry.client_count > client:
+        cdef object attachment = self.held()
+        cdef object pid = "?"
+        if client < self.view.client_count:
             who = <shm_client *>(self.view.base +
-                                 <uint64_t>self._attachment.superblock.geometry.clients_off) + client
-            pid = str(who.pid)
+                                 <uint64_t>attachment.superblock.geometry.clients_off) + client
+            pid = who.pid
         if timeout <= 0:
             raise _errors.WouldBlock(
                 f"shard {shard} of cache {self.name!r} is held by client {client} (pid {pid} in "
@@ -218,5 +250,5 @@ cdef class Attached:
     @cython.final
     cdef int release(self, uint32_t shard) except -1:
         if shm_lock_release(&shm_shard_at(&self.view, shard).holder):
-            self._attachment.post(shard)
+            self.held().post(shard)
         return 0

@@ -17,7 +17,7 @@ cdef dict _get_many(Handle h, object keys):
         keep = []
         for i in range(n):
             key = batch[i]
-            keep.append(_encode_key(h.view.seed, key, &ck[i]))
+            keep.append(_encode_key(h, key, &ck[i]))
             if ck[i].k.kind != SHM_K_STR and ck[i].k.kind != SHM_K_BYTES:
                 if clash is None:
                     clash = {}
@@ -40,11 +40,8 @@ cdef object _set_many(Handle h, object mapping, object ttl):
     cdef Py_ssize_t i, j, n = len(items)
     cdef CKey k
     cdef CValue v
-    cdef shm_put p
-    cdef shm_op op
-    cdef uint64_t ttl_ms = _ttl_ms(ttl), now
-    cdef int r
-    cdef uint32_t shard, full_shard = 0
+    cdef uint64_t ttl_ms = _ttl_ms(ttl)
+    cdef uint32_t shard
     cdef object key, keep, keep_value
     cdef list group, left = [], ready = []
     cdef dict clash = {}
@@ -54,7 +51,7 @@ cdef object _set_many(Handle h, object mapping, object ttl):
     h.ready()
     for i in range(n):
         key, value = items[i]
-        keep = _encode_key(h.view.seed, key, &k)
+        keep = _encode_key(h, key, &k)
         if k.k.kind != SHM_K_STR and k.k.kind != SHM_K_BYTES:
             _refuse_clash(clash, key, k.k.kind, _content(&k.k))
         keep_value = _encode_value(h, value, &v)
@@ -68,12 +65,11 @@ cdef object _set_many(Handle h, object mapping, object ttl):
         else:
             by_shard[shard] = [i]
     h.ready()
-    now = shm_now_ms()
     shards = sorted(by_shard)
     for j in range(len(shards)):
         shard = shards[j]
         try:
-            _set_group(h, shard, by_shard[shard], ready, now, ttl_ms, left)
+            _set_group(h, shard, by_shard[shard], ready, ttl_ms, left)
         except _errors.LockTimeout as error:
             for shard in shards[j:]:
                 left.extend([(<tuple>ready[i])[0] for i in by_shard[shard]])
@@ -85,7 +81,7 @@ cdef object _set_many(Handle h, object mapping, object ttl):
             "(delete entries, let them expire, or make the cache larger)", keys=tuple(left))
 
 
-cdef int _set_group(Handle h, uint32_t shard, list group, list ready, uint64_t now, uint64_t ttl_ms,
+cdef int _set_group(Handle h, uint32_t shard, list group, list ready, uint64_t ttl_ms,
                    list left) except -1:
     """Store the items of one shard under one lock; what does not fit goes to `left`.
 
@@ -98,13 +94,13 @@ cdef int _set_group(Handle h, uint32_t shard, list group, list ready, uint64_t n
     cdef list keep = []
     cdef object key, value
     cdef shm_op op
-    cdef bint corrupt = False
+    cdef uint64_t now
     try:
         if ck == NULL or puts == NULL or results == NULL:
             raise MemoryError()
         for i in range(n):
             key, value, kind = <tuple>ready[group[i]]
-            keep.append(_encode_key(h.view.seed, key, &ck[i]))
+            keep.append(_encode_key(h, key, &ck[i]))
             memset(&puts[i], 0, sizeof(shm_put))
             if type(value) is str:
                 puts[i].value = PyUnicode_DATA(value)
@@ -113,15 +109,16 @@ cdef int _set_group(Handle h, uint32_t shard, list group, list ready, uint64_t n
                 puts[i].value = PyBytes_AS_STRING(value)
                 puts[i].value_len = <uint32_t>PyBytes_GET_SIZE(value)
             puts[i].value_kind = kind
-            puts[i].expiry = shm_expiry_word(now + ttl_ms, 0) if ttl_ms else 0
             puts[i].mode = SHM_PUT_SET
         h.ready()
         for i in range(n):
             if shm_shard_of(&h.view, ck[i].k.hash) != shard:
                 h.same(None)  # reopened on another segment since the batch was sorted
             shm_prefetch_bucket(&h.view, ck[i].k.hash)
-        h.acquire(shard, h.lock_timeout)
+        h.acquire(shard, h.timeout_s)
+        now = shm_now_ms()
         for i in range(n):
+            puts[i].expiry = shm_expiry_word(now + ttl_ms, 0) if ttl_ms else 0
             shm_op_begin(&op, &h.view, shard, now)
             results[i] = shm_store(&op, &ck[i].k, &puts[i])
         h.release(shard)
@@ -150,7 +147,7 @@ cdef object _delete_many(Handle h, object keys):
 
     h.ready()
     for key in wanted:
-        keep = _encode_key(h.view.seed, key, &k)
+        keep = _encode_key(h, key, &k)
         shard = shm_shard_of(&h.view, k.k.hash)
         if shard in by_shard:
             (<list>by_shard[shard]).append(key)
@@ -172,18 +169,19 @@ cdef uint64_t _delete_group(Handle h, uint32_t shard, list group) except? 0xffff
     cdef CKey *ck = <CKey *>malloc(n * sizeof(CKey))
     cdef list keep = []
     cdef shm_op op
-    cdef uint64_t removed = 0, now = shm_now_ms()
+    cdef uint64_t removed = 0, now
     try:
         if ck == NULL:
             raise MemoryError()
         for i in range(n):
-            keep.append(_encode_key(h.view.seed, group[i], &ck[i]))
+            keep.append(_encode_key(h, group[i], &ck[i]))
         h.ready()
         for i in range(n):
             if shm_shard_of(&h.view, ck[i].k.hash) != shard:
                 h.same(None)  # reopened on another segment since the batch was sorted
             shm_prefetch_bucket(&h.view, ck[i].k.hash)
-        h.acquire(shard, h.lock_timeout)
+        h.acquire(shard, h.timeout_s)
+        now = shm_now_ms()
         for i in range(n):
             shm_op_begin(&op, &h.view, shard, now)
             if shm_remove(&op, &ck[i].k, 0) == SHM_HIT:

@@ -59,8 +59,8 @@ cdef extern from "Python.h":
 
 shm_choose_clock()
 
-include "keys.pxi"
 include "attached.pxi"
+include "keys.pxi"
 include "values.pxi"
 include "reads.pxi"
 include "batches.pxi"

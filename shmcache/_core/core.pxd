@@ -20,7 +20,7 @@ cdef extern from "core.h" nogil:
     const int SHM_SLOT_HEADER_SIZE, SHM_RING_HEADER_SIZE, SHM_WAIT_BUCKETS, SHM_LINE
     const int SHM_POLICY_EVICT, SHM_POLICY_KEEP, SHM_READ_TRIES
     const uint32_t SHM_MAX_LOG_UNITS, SHM_NO_SLOT
-    const uint64_t SHM_L_IDENTITY, SHM_L_CONTENDED, SHM_MAGIC
+    const uint64_t SHM_L_IDENTITY, SHM_L_CONTENDED, SHM_L_UNDECIDED, SHM_MAGIC
     const int SHM_SB_OK, SHM_SB_SIZE, SHM_SB_MAGIC, SHM_SB_VERSION, SHM_SB_SIGNATURE
     const int SHM_SB_CHECKSUM, SHM_SB_TOTAL, SHM_SB_GEOMETRY
     const int SHM_FINDINGS, SHM_INV_COUNT, SHM_FAULT_COUNT
@@ -68,7 +68,7 @@ cdef extern from "core.h" nogil:
         uint64_t seed, me
         shm_client *client
         uint32_t shard_mask, shard_count, bucket_count, slot_count, max_probe
-        uint32_t budget_units, max_entry_units, policy
+        uint32_t budget_units, max_entry_units, policy, client_count
 
     ctypedef struct shm_key:
         const uint8_t *data
@@ -136,6 +136,7 @@ cdef extern from "core.h" nogil:
     cbool shm_lock_take_over(uint64_t *holder, uint64_t dead, uint64_t me)
     cbool shm_lock_release(uint64_t *holder)
     uint32_t shm_identity_client(uint64_t word)
+    cbool shm_lock_word_ok(uint64_t w, uint32_t client_count)
     void shm_repair(const shm_view *v, shm_shard *sh)
 
     void shm_op_begin(shm_op *op, const shm_view *v, uint32_t shard, uint64_t now_ms)

@@ -12,7 +12,8 @@ cdef class Cursor:
 
     Each key that is present throughout is yielded exactly once: a key keeps its slot from
     insertion to removal, and every slot is visited once.  Never yields a torn or an expired
-    entry.  `kind` and `prefix` restrict it to keys of one type whose content starts with it.
+    entry.  `kind` and `prefix` restrict it to keys of one type whose content starts with it;
+    `start` is the `position` where another one stopped.
     """
 
     cdef Handle handle
@@ -22,13 +23,21 @@ cdef class Cursor:
     cdef uint32_t kind
     cdef bytes prefix
 
-    def __cinit__(self, Handle handle, int want=WANT_KEYS, uint32_t kind=0, bytes prefix=b""):
+    def __cinit__(self, Handle handle, int want=WANT_KEYS, uint32_t kind=0, bytes prefix=b"",
+                  uint64_t start=0):
         handle.ready()
+        self.shard = <uint32_t>(start // handle.view.slot_count)
+        self.slot = <uint32_t>(start % handle.view.slot_count)
         self.handle = handle
         self.mapping = handle.mapping
         self.want = want
         self.kind = kind
         self.prefix = prefix
+
+    @property
+    def position(self):
+        """Where it goes on: `start` of a cursor that continues."""
+        return <uint64_t>self.shard * self.handle.view.slot_count + self.slot
 
     def __iter__(self):
         return self
@@ -52,9 +61,7 @@ cdef class Cursor:
                 r = shm_slot_entry(&h.view, self.shard, self.slot, &hit)
                 if r != SHM_HIT:
                     break
-                if hit.key_kind & (SHM_K_LEASE | SHM_K_NAMESPACED):
-                    break
-                if self.kind and hit.key_kind & SHM_K_TYPE != self.kind:
+                if hit.key_kind & (SHM_K_LEASE | SHM_K_NAMESPACED) or self.kind and hit.key_kind & SHM_K_TYPE != self.kind:
                     if shm_hit_valid(&h.view, &hit):
                         break
                     continue

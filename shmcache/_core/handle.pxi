@@ -9,6 +9,20 @@ cdef uint64_t _ttl_ms(object ttl) except? 0xffffffffffffffff:
     return _limits.ttl_to_ms(ttl)
 
 
+cdef int _store_released(shm_view *view, uint32_t shard, shm_key *k, shm_put *p, uint64_t ttl_ms,
+                         bint *contended) noexcept nogil:
+    """Store and release: the part of a large write that runs without the GIL."""
+    cdef shm_op op
+    cdef int r
+    cdef shm_shard *sh = shm_shard_at(view, shard)
+    shm_count(&sh.lock_acquisitions, 1)
+    shm_op_begin(&op, view, shard, shm_now_ms())
+    p.expiry = shm_expiry_word(op.now_ms + ttl_ms, 0) if ttl_ms else 0
+    r = shm_store(&op, k, p)
+    contended[0] = shm_lock_release(&sh.holder)
+    return r
+
+
 cdef class Handle(Reads):
     """Every hot operation on a segment.  Not for direct use: `Cache` derives from it."""
 
@@ -24,7 +38,7 @@ cdef class Handle(Reads):
         cdef uint64_t ttl_ms = _ttl_ms(ttl)
 
         self.ready()
-        keep = _encode_key(self.view.seed, key, &k)
+        keep = _encode_key(self, key, &k)
         keep_value = _encode_value(self, value, &v)
         self.check_size(&k, &v, ttl_ms)
         self.ready()  # the codec may have run anything
@@ -50,38 +64,37 @@ cdef class Handle(Reads):
     cdef int store(self, shm_key *k, shm_put *p, uint64_t ttl_ms, object key,
                    double timeout) except -100:
         cdef uint32_t shard = shm_shard_of(&self.view, k.hash)
-        cdef shm_shard *sh = shm_shard_at(&self.view, shard)
-        cdef shm_view *view = &self.view
+        cdef shm_view view
         cdef shm_op op
-        cdef int r
+        cdef int r = SHM_CORRUPT
         cdef bint contended = False, taken = False
-        cdef uint64_t now = shm_now_ms()
+        cdef uint64_t *holder
         cdef object mapping
 
-        p.expiry = shm_expiry_word(now + ttl_ms, 0) if ttl_ms else 0
         if p.value_len < LARGE:
             self.acquire(shard, timeout)
-            shm_op_begin(&op, view, shard, now)
+            shm_op_begin(&op, &self.view, shard, shm_now_ms())
+            p.expiry = shm_expiry_word(op.now_ms + ttl_ms, 0) if ttl_ms else 0
             r = shm_store(&op, k, p)
             self.release(shard)
         else:
+            # without the GIL: a view of its own, and the memory kept mapped, whatever other
+            # threads do to this handle meanwhile
             mapping = self.mapping
+            view = self.view
+            holder = &shm_shard_at(&view, shard).holder
             with nogil:
-                taken = shm_lock_spin(&sh.holder, view.me)
+                taken = shm_lock_spin(holder, view.me)
                 if taken:
-                    shm_count(&sh.lock_acquisitions, 1)
-                    shm_op_begin(&op, view, shard, now)
-                    r = shm_store(&op, k, p)
-                    contended = shm_lock_release(&sh.holder)
+                    r = _store_released(&view, shard, k, p, ttl_ms, &contended)
             if not taken:
+                self.ready()
+                self.same(mapping)
                 self.acquire(shard, timeout)
-                mapping = self.mapping
                 with nogil:
-                    shm_op_begin(&op, view, shard, now)
-                    r = shm_store(&op, k, p)
-                    contended = shm_lock_release(&sh.holder)
+                    r = _store_released(&view, shard, k, p, ttl_ms, &contended)
             if contended and self._attachment is not None:
-                self._attachment.post(shard)
+                self.held().post(shard)
         if r == SHM_FULL:
             raise self.full(shard, key)
         if r == SHM_CORRUPT:
@@ -106,23 +119,23 @@ cdef class Handle(Reads):
         LockTimeout, TypeError (no key, or a value that the codec cannot encode), ValueError (no
         ttl); a refused call leaves the old value in place.
         """
-        self.put(key, value, ttl, SHM_PUT_SET, 0, False, self.lock_timeout)
+        self.put(key, value, ttl, SHM_PUT_SET, 0, False, self.timeout_s)
 
     def __setitem__(self, key, value):
-        self.put(key, value, None, SHM_PUT_SET, 0, False, self.lock_timeout)
+        self.put(key, value, None, SHM_PUT_SET, 0, False, self.timeout_s)
 
     def __delitem__(self, key):
-        if self.remove(key, 0, self.lock_timeout) != SHM_HIT:
+        if self.remove(key, 0, self.timeout_s) != SHM_HIT:
             raise KeyError(key)
 
     def add(self, key, value, ttl=None):
         """Store `value` if `key` is absent (or expired).  True if it was: one winner among all
         processes.  Blocks and raises as `set`."""
-        return self.put(key, value, ttl, SHM_PUT_ADD, 0, False, self.lock_timeout) == SHM_HIT
+        return self.put(key, value, ttl, SHM_PUT_ADD, 0, False, self.timeout_s) == SHM_HIT
 
     def replace(self, key, value, ttl=None):
         """Store `value` if `key` is present.  True if it was.  Blocks and raises as `set`."""
-        return self.put(key, value, ttl, SHM_PUT_REPLACE, 0, False, self.lock_timeout) == SHM_HIT
+        return self.put(key, value, ttl, SHM_PUT_REPLACE, 0, False, self.timeout_s) == SHM_HIT
 
     def cas(self, key, value, version, ttl=None):
         """Store `value` if nobody has written `key` since `gets` returned `version`.  True if it
@@ -132,11 +145,11 @@ cdef class Handle(Reads):
         if not 0 < version < 1 << 64:
             return False
         return self.put(key, value, ttl, SHM_PUT_CAS, version, False,
-                        self.lock_timeout) == SHM_HIT
+                        self.timeout_s) == SHM_HIT
 
     def _cas_keep(self, key, value, version, ttl):
         """`cas` that keeps the entry's expiry where `ttl` is None."""
-        return self.put(key, value, ttl, SHM_PUT_CAS, version, True, self.lock_timeout) == SHM_HIT
+        return self.put(key, value, ttl, SHM_PUT_CAS, version, True, self.timeout_s) == SHM_HIT
 
     def try_set(self, key, value, ttl=None):
         """`set`, but WouldBlock at once where it would have waited."""
@@ -170,7 +183,7 @@ cdef class Handle(Reads):
         cdef uint32_t shard
         cdef int r
         self.ready()
-        keep = _encode_key(self.view.seed, key, &k)
+        keep = _encode_key(self, key, &k)
         shard = shm_shard_of(&self.view, k.k.hash)
         self.acquire(shard, timeout)
         shm_op_begin(&op, &self.view, shard, shm_now_ms())
@@ -182,7 +195,7 @@ cdef class Handle(Reads):
 
     def delete(self, key):
         """Remove `key`.  True if it was present.  Blocks as `set`; raises LockTimeout."""
-        return self.remove(key, 0, self.lock_timeout) == SHM_HIT
+        return self.remove(key, 0, self.timeout_s) == SHM_HIT
 
     def try_delete(self, key):
         """`delete`, but WouldBlock at once where it would have waited."""
@@ -197,7 +210,7 @@ cdef class Handle(Reads):
         """Remove `key` if its version is still `version`.  True if removed, False if it was
         written meanwhile, None if it is absent."""
         cdef int r = self.remove(key, version,
-                                 self.lock_timeout if timeout is None else <double>timeout)
+                                 self.timeout_s if timeout is None else <double>timeout)
         return True if r == SHM_HIT else None if r == SHM_MISS else False
 
     def _tried(self):
@@ -215,11 +228,11 @@ cdef class Handle(Reads):
         Keeps the entry's expiry.  OverflowError past signed 64 bits, TypeError if the value is
         no int (a bool is none): the value is untouched in both cases.  Blocks as `set`.
         """
-        return self.add_up(key, delta, initial, ttl, self.lock_timeout, 1)
+        return self.add_up(key, delta, initial, ttl, self.timeout_s, 1)
 
     def decr(self, key, delta=1, *, initial=0, ttl=None):
         """Subtract `delta`; otherwise as `incr`."""
-        return self.add_up(key, delta, initial, ttl, self.lock_timeout, -1)
+        return self.add_up(key, delta, initial, ttl, self.timeout_s, -1)
 
     def try_incr(self, key, delta=1, *, initial=0, ttl=None):
         """`incr`, but WouldBlock at once where it would have waited."""
@@ -248,14 +261,14 @@ cdef class Handle(Reads):
                 f"delta and initial must be ints, not {type(delta).__name__} and "
                 f"{type(initial).__name__}")
         self.ready()
-        keep = _encode_key(self.view.seed, key, &k)
+        keep = _encode_key(self, key, &k)
         change = delta if sign > 0 else -delta  # OverflowError past 64 bits
         start = initial
         shard = shm_shard_of(&self.view, k.k.hash)
-        now = shm_now_ms()
         memset(&p, 0, sizeof(p))
-        p.expiry = shm_expiry_word(now + ttl_ms, 0) if ttl_ms else 0
         self.acquire(shard, timeout)
+        now = shm_now_ms()
+        p.expiry = shm_expiry_word(now + ttl_ms, 0) if ttl_ms else 0
         shm_op_begin(&op, &self.view, shard, now)
         r = shm_incr(&op, &k.k, change, start, &p, &result)
         self.release(shard)
@@ -283,10 +296,10 @@ cdef class Handle(Reads):
         cdef int r
         cdef uint64_t ttl_ms = _ttl_ms(ttl), now
         self.ready()
-        keep = _encode_key(self.view.seed, key, &k)
+        keep = _encode_key(self, key, &k)
         shard = shm_shard_of(&self.view, k.k.hash)
+        self.acquire(shard, self.timeout_s)
         now = shm_now_ms()
-        self.acquire(shard, self.lock_timeout)
         shm_op_begin(&op, &self.view, shard, now)
         r = shm_touch(&op, &k.k, shm_expiry_word(now + ttl_ms, 0) if ttl_ms else 0)
         self.release(shard)

@@ -5,8 +5,12 @@ cdef struct CKey:
     uint8_t own[16]  # content that has no object of its own (ints)
 
 
-cdef object _encode_key(uint64_t seed, object key, CKey *out):
-    """Fill `out`; returns the object that owns the content (keep it while `out` is used)."""
+cdef object _encode_key(Attached h, object key, CKey *out):
+    """Fill `out`; returns the object that owns the content (keep it while `out` is used).
+
+    The caller has asked ready(); where encoding ran Python code, and so perhaps other threads,
+    it is asked again before the segment's seed is used.
+    """
     cdef Py_ssize_t n = 0
     cdef long long number
     cdef int overflow = 0
@@ -20,6 +24,7 @@ cdef object _encode_key(uint64_t seed, object key, CKey *out):
             n = PyUnicode_GET_LENGTH(key)
         else:
             kind, keep = _keys.encode(key)
+            h.ready()
             out.k.data = <const uint8_t *>PyBytes_AS_STRING(keep)
             n = PyBytes_GET_SIZE(keep)
     elif type(key) is bytes:
@@ -36,13 +41,14 @@ cdef object _encode_key(uint64_t seed, object key, CKey *out):
         n = 8
     else:
         kind, keep = _keys.encode(key)
+        h.ready()
         out.k.kind = kind
         out.k.data = <const uint8_t *>PyBytes_AS_STRING(keep)
         n = PyBytes_GET_SIZE(keep)
     if n > SHM_MAX_KEY:
         _keys.encode(key)
     out.k.len = <uint32_t>n
-    out.k.hash = shm_key_hash(seed, out.k.kind, out.k.data, n)
+    out.k.hash = shm_key_hash(h.view.seed, out.k.kind, out.k.data, n)
     return keep
 
 

@@ -62,7 +62,7 @@ cdef class Reads(Attached):
         cdef CKey k
         cdef object keep, value
         self.ready()
-        keep = _encode_key(self.view.seed, key, &k)
+        keep = _encode_key(self, key, &k)
         value = self.fetch(&k.k, NULL, True)
         return default if value is _MISSING else value
 
@@ -70,7 +70,7 @@ cdef class Reads(Attached):
         cdef CKey k
         cdef object keep, value
         self.ready()
-        keep = _encode_key(self.view.seed, key, &k)
+        keep = _encode_key(self, key, &k)
         value = self.fetch(&k.k, NULL, True)
         if value is _MISSING:
             raise KeyError(key)
@@ -83,7 +83,7 @@ cdef class Reads(Attached):
         cdef int r, tries = SHM_READ_TRIES
         self.ready()
         try:
-            keep = _encode_key(self.view.seed, key, &k)
+            keep = _encode_key(self, key, &k)
         except (TypeError, ValueError, OverflowError):
             return False  # what cannot be stored is not in there
         while tries > 0:
@@ -103,7 +103,7 @@ cdef class Reads(Attached):
         cdef object keep, value
         cdef uint64_t version = 0
         self.ready()
-        keep = _encode_key(self.view.seed, key, &k)
+        keep = _encode_key(self, key, &k)
         value = self.fetch(&k.k, &version, True)
         return None if value is _MISSING else (value, version)
 
@@ -113,7 +113,7 @@ cdef class Reads(Attached):
         cdef object keep, value
         cdef uint64_t version = 0
         self.ready()
-        keep = _encode_key(self.view.seed, key, &k)
+        keep = _encode_key(self, key, &k)
         value = self.fetch(&k.k, &version, False)
         return None if value is _MISSING else (value, version)
 
@@ -125,7 +125,7 @@ cdef class Reads(Attached):
         cdef shm_hit hit
         cdef int r, tries = SHM_READ_TRIES
         self.ready()
-        keep = _encode_key(self.view.seed, key, &k)
+        keep = _encode_key(self, key, &k)
         while tries > 0:
             tries -= 1
             r = shm_find(&self.view, &k.k, &hit)
@@ -155,7 +155,7 @@ cdef class Reads(Attached):
         cdef int r, tries = SHM_READ_TRIES
         cdef uint64_t now
         self.ready()
-        keep = _encode_key(self.view.seed, key, &k)
+        keep = _encode_key(self, key, &k)
         while tries > 0:
             tries -= 1
             r = shm_find(&self.view, &k.k, &hit)

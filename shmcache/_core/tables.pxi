@@ -219,7 +219,8 @@ def client_totals(Handle h):
     cdef uint32_t i
     cdef object geometry
     h.ready()
-    geometry = h._attachment.superblock.geometry
+    geometry = h.held().superblock.geometry
+    h.ready()
     c = <shm_client *>(h.view.base + <uint64_t>geometry.clients_off)
     for i in range(<uint32_t>geometry.client_count):
         hits += c[i].hits
@@ -238,7 +239,7 @@ def shard_of(Handle h, key):
     cdef CKey k
     cdef object keep
     h.ready()
-    keep = _encode_key(h.view.seed, key, &k)
+    keep = _encode_key(h, key, &k)
     return shm_shard_of(&h.view, k.k.hash)
 
 
@@ -256,7 +257,7 @@ def clear_shard(Handle h, uint32_t i):
     if i >= h.view.shard_count:
         raise IndexError(f"shard {i} of {h.view.shard_count}")
     while at < h.view.slot_count:
-        h.acquire(i, h.lock_timeout)
+        h.acquire(i, h.timeout_s)
         shm_op_begin(&op, &h.view, i, shm_now_ms())
         removed += shm_clear_slots(&op, at, CLEAR_STEP)
         h.release(i)
@@ -278,7 +279,7 @@ def expire_shard(Handle h, uint32_t i):
     # two rounds from wherever the sweep stands: the first to its end, the second a whole one, so
     # that every slot is seen, whatever writers sweep meanwhile
     while at < 2 * h.view.slot_count and now >= RD(&sh.min_expiry):
-        h.acquire(i, h.lock_timeout)
+        h.acquire(i, h.timeout_s)
         shm_op_begin(&op, &h.view, i, now)
         removed += shm_sweep(&op, CLEAR_STEP)
         h.release(i)
@@ -297,19 +298,20 @@ def verify_shard(Handle h, uint32_t i):
     cdef shm_finding *f
     cdef object mapping
     cdef bint contended
-    cdef shm_view *view = &h.view
+    cdef shm_view view
     h.ready()
     if i >= h.view.shard_count:
         raise IndexError(f"shard {i} of {h.view.shard_count}")
     memset(&out, 0, sizeof(out))
-    h.acquire(i, h.lock_timeout)
-    mapping = h.mapping
+    h.acquire(i, h.timeout_s)
+    mapping = h.mapping  # and a view of its own: other threads may close or reopen the handle
+    view = h.view
     with nogil:
-        shm_op_begin(&op, view, i, shm_now_ms())
+        shm_op_begin(&op, &view, i, shm_now_ms())
         shm_verify_shard(&op, &out)
-        contended = shm_lock_release(&shm_shard_at(view, i).holder)
+        contended = shm_lock_release(&shm_shard_at(&view, i).holder)
     if contended and h._attachment is not None:
-        h._attachment.post(i)
+        h.held().post(i)
     for n in range(min(out.count, <uint32_t>SHM_FINDINGS)):
         f = &out.at[n]
         rows.append((shm_invariant_names[f.invariant].decode(),

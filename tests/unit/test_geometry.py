@@ -214,7 +214,7 @@ def test_budgets() -> None:
     assert evict.budget_units / (evict.main_units + evict.probation_units) == pytest.approx(
         0.80, abs=0.001
     )
-    assert keep.budget_units / keep.main_units == pytest.approx(0.86, abs=0.001)
+    assert keep.budget_units / keep.main_units == pytest.approx(0.90, abs=0.001)
 
 
 @pytest.mark.parametrize("shards", [0, 3, -1, 2048, 1000])

@@ -41,7 +41,10 @@ static inline bool shm_lock_spin(uint64_t *holder, uint64_t me)
 }
 
 /* One look by a waiter.  Returns 0 if the lock is now the caller's (contended bit set if
- * `waited`), else the holder's identity word, with the contended bit set in shared memory. */
+ * `waited`), SHM_L_UNDECIDED if it changed hands all the time, else the holder word, its contended
+ * bit set in shared memory. */
+#define SHM_L_UNDECIDED (~0ull)
+
 static inline uint64_t shm_lock_or_contend(uint64_t *holder, uint64_t me, bool waited)
 {
     for (int i = 0; i < SHM_SPINS; i++) {
@@ -52,17 +55,25 @@ static inline uint64_t shm_lock_or_contend(uint64_t *holder, uint64_t me, bool w
                 return 0;
             }
         } else if ((w & SHM_L_CONTENDED) || shm_cas(holder, w, w | SHM_L_CONTENDED)) {
-            return w & SHM_L_IDENTITY;
+            return w | SHM_L_CONTENDED;
         }
     }
-    return RD(holder) & SHM_L_IDENTITY; /* it changes hands all the time: wait a slice */
+    return SHM_L_UNDECIDED;
 }
 
-/* Take over from a holder that the kernel says is dead: only from exactly its word. */
+/* Could this word be somebody's?  Flipped bytes may make it nobody's: then it is taken over from
+ * as from the dead. */
+static inline bool shm_lock_word_ok(uint64_t w, uint32_t client_count)
+{
+    uint64_t client = (w & SHM_L_IDENTITY) >> SHM_L_CLIENT_SHIFT;
+    return (w & ~(SHM_L_IDENTITY | SHM_L_CONTENDED)) == 0 && client != 0 && client <= client_count;
+}
+
+/* Take over from a holder that the kernel says is dead: only from exactly its word, as
+ * shm_lock_or_contend returned it. */
 static inline bool shm_lock_take_over(uint64_t *holder, uint64_t dead, uint64_t me)
 {
-    uint64_t w = RD(holder);
-    return (w & SHM_L_IDENTITY) == dead && dead != 0 && shm_cas(holder, w, me | SHM_L_CONTENDED);
+    return shm_cas(holder, dead, me | SHM_L_CONTENDED);
 }
 
 /* Release.  True: somebody may wait, post the semaphore. */

@@ -32,7 +32,7 @@ typedef struct shm_op {
     uint64_t now_ms;  /* the clock expiry is counted on */
     uint32_t protect; /* the slot of the key being written: never evicted to make room for it */
     uint32_t spare;   /* units of its entry */
-    uint32_t walked;  /* units that heads have advanced in this operation */
+    uint32_t walked[2]; /* units that the head of log 0 and 1 has advanced in this operation */
     uint32_t changed; /* slots cleared or moved by making room: look the key up again */
 } shm_op;
 
@@ -44,7 +44,7 @@ static inline void shm_op_begin(shm_op *op, const shm_view *v, uint32_t shard, u
     op->now_ms = now_ms;
     op->protect = SHM_NO_SLOT;
     op->spare = 0;
-    op->walked = 0;
+    op->walked[0] = op->walked[1] = 0;
     op->changed = 0;
 }
 
@@ -186,7 +186,7 @@ static inline void shm_log_advance_tail(shm_op *op, uint32_t l, uint64_t pos, ui
 static inline void shm_log_advance_head(shm_op *op, uint32_t l, uint64_t head, uint32_t n)
 {
     WRR(&op->sh->head[l], shm_pos_advance(&op->v->log[l], head, n));
-    op->walked += n;
+    op->walked[l] += n;
     FAULT(head_advanced);
 }
 

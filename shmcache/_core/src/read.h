@@ -57,6 +57,8 @@ static inline bool shm_parse_entry(const shm_view *v, shm_shard *sh, uint64_t w,
     if (UNLIKELY(off >= log->units))
         return false;
     room = (log->units - off) * SHM_UNIT;
+    if (room > v->max_entry_bytes) /* nobody allocates for a torn length */
+        room = v->max_entry_bytes;
     p = (const uint8_t *)sh + log->off + off * SHM_UNIT;
     head = RD((const uint64_t *)p); /* lengths and kinds in one load */
     hit->version = RD((const uint64_t *)p + 1);

@@ -184,6 +184,8 @@ static void shm_view_init(shm_view *v, uint8_t *base, const shm_superblock *sb, 
     v->max_probe = sb->max_probe_buckets;
     v->budget_units = sb->budget_units;
     v->max_entry_units = sb->max_entry_units;
+    v->max_entry_bytes = (uint64_t)sb->max_entry_units * SHM_UNIT;
+    v->client_count = sb->client_count;
     v->policy = sb->policy;
     shm_log_view_init(&v->log[0], sb->main_off, sb->main_units);
     shm_log_view_init(&v->log[1], sb->probation_off, sb->probation_units);

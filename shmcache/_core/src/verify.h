@@ -55,7 +55,7 @@ static uint32_t shm_verify_log(shm_op *op, uint32_t l, shm_findings *out)
     const shm_log_view *g = &v->log[l];
     shm_log_state st;
     uint64_t pos;
-    uint32_t left, named = 0;
+    uint32_t left, named = 0, spare = 0;
 
     if (g->units == 0)
         return 0;
@@ -63,8 +63,6 @@ static uint32_t shm_verify_log(shm_op *op, uint32_t l, shm_findings *out)
         shm_found_broken(out, SHM_INV_GEOMETRY, SHM_NO_SLOT, l, RD(&op->sh->head[l]));
         return 0;
     }
-    if ((v->policy == SHM_POLICY_KEEP ? st.gap : st.largest) > st.free)
-        shm_found_broken(out, SHM_INV_GAP, SHM_NO_SLOT, st.gap, st.free);
     pos = st.head;
     left = st.used;
     while (left > 0) {
@@ -78,6 +76,7 @@ static uint32_t shm_verify_log(shm_op *op, uint32_t l, shm_findings *out)
                 shm_found_broken(out, SHM_INV_LOG_CHAIN, SHM_NO_SLOT, g->units - off, units);
                 return named;
             }
+            spare += (uint32_t)units; /* the lap's pad is paid */
         } else {
             if (!shm_parse_entry(v, op->sh, shm_make_word(0, l, pos, 0), &hit)) {
                 shm_found_broken(out, SHM_INV_LOG_CHAIN, SHM_NO_SLOT, pos, first);
@@ -91,10 +90,14 @@ static uint32_t shm_verify_log(shm_op *op, uint32_t l, shm_findings *out)
             if (shm_slot_of_entry(op, shm_key_hash(v->seed, hit.key_kind, hit.key, hit.key_len), l,
                                   pos) != SHM_NO_SLOT)
                 named++;
+            else if (named == 0)
+                spare += (uint32_t)units; /* dead at the head: free as soon as it is passed */
         }
         pos = shm_pos_advance(g, pos, (uint32_t)units);
         left -= (uint32_t)units;
     }
+    if ((v->policy == SHM_POLICY_KEEP ? st.gap : st.largest) > st.free + spare)
+        shm_found_broken(out, SHM_INV_GAP, SHM_NO_SLOT, st.gap, st.free);
     return named;
 }
 

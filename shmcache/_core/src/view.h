@@ -35,6 +35,8 @@ typedef struct shm_view {
     uint32_t max_probe;
     uint32_t budget_units;
     uint32_t max_entry_units;
+    uint32_t client_count;
+    uint64_t max_entry_bytes;
     uint32_t policy;
     shm_log_view log[2];
 } shm_view;

@@ -220,12 +220,14 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
     }
     l = shm_choose_log(op, f, n);
     r = shm_pace(op, l, n);
+    if (r == SHM_HIT && l == SHM_PROBATION) /* what leaves probation enters main */
+        r = shm_pace(op, SHM_MAIN, n);
     if (r == SHM_HIT)
         r = shm_make_room(op, l, n);
     if (r != SHM_HIT)
         return r;
-    if (op->walked > RD(&sh->worst_write_units))
-        WR(&sh->worst_write_units, op->walked);
+    if (op->walked[0] + op->walked[1] > RD(&sh->worst_write_units))
+        WR(&sh->worst_write_units, (uint64_t)op->walked[0] + op->walked[1]);
     if (op->changed) {
         r = shm_lookup(op, key, f);
         if (r != SHM_HIT)

@@ -80,7 +80,7 @@ sanitize:
 	$(MAKE) -C tests/core sanitize
 
 models: build
-	$(BIN)/python -m tests.models
+	$(BIN)/python models/run.py
 
 bench: build
 	$(LOCKED) $(BIN)/pip install --quiet --disable-pip-version-check 'lmdb>=1.4' 'warp_cache>=0.3'

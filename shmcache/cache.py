@@ -187,10 +187,12 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             if wanted is None:
                 wanted = codec.resolve(found.codec)
             self._warn_of_geometry(name, found.geometry, size)
-            self._connect(attachment, wanted, lock_timeout)
+            connected = self._connect(attachment, wanted, lock_timeout)
         except BaseException:
             attachment.release()
             raise
+        if not connected:  # another thread reopened this handle, and was quicker
+            attachment.release()
 
     def _warn_of_geometry(self, name: str, found: geometry.Geometry, size: int) -> None:
         asked = self._opened

@@ -36,43 +36,58 @@ cdef class Attached:
         self.countdown = LOOK_EVERY
 
     def _connect(self, object attachment, object codec, double lock_timeout):
+        """Bind this handle to an attachment.  False if another thread was quicker to do so."""
         cdef Py_buffer buf
         cdef Py_ssize_t i
-        cdef object page = attachment.identity
-        self.name = attachment.name
-        self._codec = codec
-        if len(codec.fast_decode_values) > 11:
-            raise ValueError(f"codec {codec.name!r} has more keyword arguments than fit")
-        self.codec = codec
-        self.fast_encode = codec.fast_encode
-        self.fast_decode = codec.fast_decode
-        self.decode_names = tuple(codec.fast_decode_names) or None
-        self.decode_values = tuple(codec.fast_decode_values)
-        for i in range(len(self.decode_values)):
-            self.decode_args[i + 1] = <PyObject *>PyTuple_GET_ITEM(self.decode_values, i)
-        self.raw = codec.name == "raw"
-        self.timeout_s = lock_timeout
-        self.mapping = attachment.mapping
-        self.identity_page = page
-        self.max_value_size = attachment.superblock.geometry.max_value_size
-        self._adopt(attachment)
-        PyObject_GetBuffer(page, &buf, PyBUF_SIMPLE)
-        self.identity = <const uint64_t *>buf.buf
-        PyBuffer_Release(&buf)  # identity_page keeps it
-        self.joined = self.identity[0]
-        self._attachment = attachment  # last: whoever sees it sees all of the above
-
-    @cython.final
-    cdef _adopt(self, object attachment):
-        """Take the attachment's identity (again): who this process is in the client table."""
-        cdef Py_buffer buf
         cdef shm_superblock sb
         cdef uint32_t client = attachment.client, generation = attachment.generation
+        cdef object page = attachment.identity, mapping = attachment.mapping
+        cdef object encode = codec.fast_encode, decode = codec.fast_decode
+        cdef object names = tuple(codec.fast_decode_names) or None
+        cdef object values = tuple(codec.fast_decode_values)
+        cdef object before = (self.codec, self.fast_encode, self.fast_decode, self.decode_values)
+        cdef str name = attachment.name
+        cdef bint raw = codec.name == "raw"
+        cdef Py_ssize_t max_value_size = attachment.superblock.geometry.max_value_size
+
+        if len(values) > 11:
+            raise ValueError(f"codec {codec.name!r} has more keyword arguments than fit")
         _fill_superblock(&sb, attachment.superblock.fields)
-        PyObject_GetBuffer(attachment.mapping, &buf, PyBUF_WRITABLE)
-        shm_view_init(&self.view, <uint8_t *>buf.buf, &sb, client, generation)
+        # from here to the end no Python code runs, so no other thread does (`before` keeps what
+        # is replaced, and thereby its destructors)
+        if self._attachment is not None:
+            return False
+        self.codec = codec
+        self._codec = codec
+        self.fast_encode = encode
+        self.fast_decode = decode
+        self.decode_names = names
+        self.decode_values = values
+        for i in range(len(values)):
+            self.decode_args[i + 1] = <PyObject *>PyTuple_GET_ITEM(values, i)
+        self.raw = raw
+        self.name = name
+        self.timeout_s = lock_timeout
+        self.max_value_size = max_value_size
+        self.mapping = mapping
+        self.identity_page = page  # keeps what `identity` points to
+        self.adopt(&sb, client, generation)
+        PyObject_GetBuffer(page, &buf, PyBUF_SIMPLE)
+        self.identity = <const uint64_t *>buf.buf
+        PyBuffer_Release(&buf)
+        self.joined = self.identity[0]
+        self._attachment = attachment
+        return True
+
+    @cython.final
+    cdef int adopt(self, shm_superblock *sb, uint32_t client, uint32_t generation) except -1:
+        """Take an identity: who this process is in the client table of `mapping`."""
+        cdef Py_buffer buf
+        PyObject_GetBuffer(self.mapping, &buf, PyBUF_WRITABLE)
+        shm_view_init(&self.view, <uint8_t *>buf.buf, sb, client, generation)
         self.dead = &(<shm_superblock *>buf.buf).dead
         PyBuffer_Release(&buf)
+        return 0
 
     def _disconnect(self):
         """Forget the segment: every later call raises CacheClosed.  Idempotent.  Returns the
@@ -116,13 +131,17 @@ cdef class Attached:
     @cython.final
     cdef int not_ready(self) except -1:
         cdef object attachment = self.held()
+        cdef shm_superblock sb
+        cdef uint32_t client, generation
         if self.identity[0] != self.joined:
             if self.identity[0] == 0:  # a forked child: an identity of its own first
                 attachment.rejoin()
-                if self._attachment is not attachment:
-                    self.held()
-                    return self.not_ready()
-            self._adopt(attachment)
+            client = attachment.client
+            generation = attachment.generation
+            _fill_superblock(&sb, attachment.superblock.fields)
+            if self._attachment is not attachment:  # closed or reopened by another thread
+                return self.not_ready()
+            self.adopt(&sb, client, generation)  # no Python code from the question to here
             self.joined = self.identity[0]
         if self.dead[0] != 0:
             self.gone()

@@ -206,6 +206,8 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
         return SHM_MISMATCH;
     if (units > v->max_entry_units)
         return SHM_FULL;
+    if (shm_live_units(op) > (uint64_t)v->log[0].units + v->log[1].units)
+        return SHM_CORRUPT; /* INV-COUNTS */
     n = (uint32_t)units;
 
     if (f->slot != SHM_NO_SLOT)

@@ -75,6 +75,8 @@ class BoundCodec(ABC):
             `functools.partial` costs 48% and a Python function 31%.
         fast_decode_names: as for `fast_decode`.
         fast_decode_values: as for `fast_decode`.
+        plain_msgpack: payloads are msgpack, in which everything but extension types means what
+            msgpack says: the binding may decode it by itself, and asks the codec for the rest.
     """
 
     name: str
@@ -82,6 +84,7 @@ class BoundCodec(ABC):
     fast_decode: Callable[..., Any]
     fast_decode_names: tuple[str, ...] = ()
     fast_decode_values: tuple[Any, ...] = ()
+    plain_msgpack: bool = False
 
     def __init__(self) -> None:
         self.fast_encode = self._encode
@@ -193,6 +196,7 @@ class _Msgpack(_FieldFinder):
     """
 
     name = "msgpack"
+    plain_msgpack = True
 
     def __init__(self) -> None:
         self._level = Level(None)

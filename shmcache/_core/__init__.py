@@ -20,6 +20,7 @@ from shmcache._core._binding import (
     set_fault,
     shard_of,
     shard_stats,
+    unpack_plain,
     verify_shard,
     xxh64,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "set_fault",
     "shard_of",
     "shard_stats",
+    "unpack_plain",
     "verify_shard",
     "xxh64",
 ]

@@ -20,6 +20,7 @@ cdef class Attached:
     cdef uint32_t countdown
     cdef uint64_t look_at_ms
     cdef bint raw
+    cdef bint plain_msgpack  # the codec's format is msgpack, and plain types mean themselves
     cdef object mapping, identity_page
     cdef object codec, fast_encode, fast_decode, decode_names
     cdef PyObject *decode_args[12]  # [0]: the payload; then the decoder's keyword arguments
@@ -47,7 +48,7 @@ cdef class Attached:
         cdef object values = tuple(codec.fast_decode_values)
         cdef object before = (self.codec, self.fast_encode, self.fast_decode, self.decode_values)
         cdef str name = attachment.name
-        cdef bint raw = codec.name == "raw"
+        cdef bint raw = codec.name == "raw", plain_msgpack = codec.plain_msgpack
         cdef Py_ssize_t max_value_size = attachment.superblock.geometry.max_value_size
 
         if len(values) > 11:
@@ -66,6 +67,7 @@ cdef class Attached:
         for i in range(len(values)):
             self.decode_args[i + 1] = <PyObject *>PyTuple_GET_ITEM(values, i)
         self.raw = raw
+        self.plain_msgpack = plain_msgpack
         self.name = name
         self.timeout_s = lock_timeout
         self.max_value_size = max_value_size

@@ -23,9 +23,12 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_FromDouble
 from cpython.long cimport PyLong_FromLongLong
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cpython.list cimport PyList_New, PyList_SET_ITEM
+from cpython.long cimport PyLong_FromUnsignedLongLong
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from .core cimport *
 
@@ -56,11 +59,15 @@ cdef extern from "Python.h":
     object PyObject_Vectorcall(object f, PyObject *const *args, size_t n, object names)
     PyObject *PyTuple_GET_ITEM(object t, Py_ssize_t i)
     bint PyObject_CheckBuffer(object o)
+    void Py_XDECREF(PyObject *o)
 
 shm_choose_clock()
 
+cdef object _MISSING = object()  # "no value", where None is one
+
 include "attached.pxi"
 include "keys.pxi"
+include "msgpack.pxi"
 include "values.pxi"
 include "reads.pxi"
 include "batches.pxi"

@@ -1,7 +1,5 @@
 # Values: Python object -> (bytes, how they are encoded), and back.
 
-cdef object _MISSING = object()  # "no value", where None is one
-
 cdef enum:
     LARGE = 65536  # bytes from which on a copy releases the GIL
 
@@ -128,6 +126,11 @@ cdef object _call_decoder(Attached h, object payload):
     """The codec on a private copy.  Keyword arguments go straight into a vectorcall: a partial
     would cost half as much as decoding a small dict does."""
     cdef PyObject *args[12]
+    cdef object value
+    if h.plain_msgpack:
+        value = _unpack_whole(payload)
+        if value is not _MISSING:
+            return value
     memcpy(args, h.decode_args, sizeof(args))
     args[0] = <PyObject *>payload
     try:

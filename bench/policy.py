@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from dataclasses import replace as _with
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from bench import machine
 from bench.harness import require
 from bench.peers import shmcache_open
 from bench.simulate import POLICIES
+from shmcache import geometry
 
 PERCENTS = (1.0, 5.0, 10.0, 20.0)
 OVERHEAD = 32
@@ -95,8 +97,19 @@ def simulate(trace: str, rows: list[Row], percent: float, policy: str) -> Outcom
     return _outcome(trace, percent, capacity, policy, rows, misses, missed_bytes, began)
 
 
-def replay(trace: str, rows: list[Row], percent: float, shards: int | None) -> Outcome:
-    """Replay `rows` against the real cache."""
+def replay(
+    trace: str, rows: list[Row], percent: float, shards: int | None, probation: float | None = None
+) -> Outcome:
+    """Replay `rows` against the real cache; `probation`: the share of that log, if not the
+    package's own (0: one log, which is a two-bit CLOCK with ghosts)."""
+    shipped = geometry.PROBATION_FRACTION
+    if probation is not None and probation != shipped:
+        geometry.PROBATION_FRACTION = probation  # type: ignore[misc]
+        try:
+            outcome = replay(trace, rows, percent, shards)
+        finally:
+            geometry.PROBATION_FRACTION = shipped  # type: ignore[misc]
+        return _with(outcome, policy=f"{outcome.policy}, probation {probation:.0%}")
     capacity = int(footprint(rows) * percent / 100)
     scale = 1 if capacity >= SMALLEST else 16 * -(-SMALLEST // (16 * capacity))
     sizes = dict(rows)
@@ -172,7 +185,10 @@ def main() -> int:
         keys = len({key for key, _ in rows})
         print(f"{name}: {len(rows):,} requests, {keys:,} keys, {footprint(rows):,} B")
         for percent in arguments.percent:
-            taken = [simulate(name, rows, percent, policy) for policy in POLICIES]
+            taken = [
+                simulate(name, rows, percent, policy)
+                for policy in (("LRU",) if arguments.real else POLICIES)
+            ]
             for outcome in taken:
                 expected = known.get((name, percent, outcome.policy))
                 if expected is not None and arguments.check:
@@ -185,6 +201,7 @@ def main() -> int:
                         print(f"  {outcome.policy} is off by {gap:.2f} from {expected}")
             if not arguments.check:
                 taken += [replay(name, rows, percent, shards) for shards in (1, None)]
+                taken += [replay(name, rows, percent, 1, share) for share in arguments.probation]
             outcomes += taken
             lru = next(o for o in taken if o.policy == "LRU")
             for o in taken:
@@ -317,6 +334,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--percent", type=float, nargs="+", default=list(PERCENTS))
     parser.add_argument(
         "--check", action="store_true", help="simulators only, against the traces' own table"
+    )
+    parser.add_argument("--real", action="store_true", help="simulate LRU only")
+    parser.add_argument(
+        "--probation",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="SHARE",
+        help="replay also with these shares of the probation log, 0 to 0.5 (one shard)",
     )
     parser.add_argument("--json", type=Path, default=machine.ROOT / "out" / "policy.json")
     parser.add_argument("--markdown", type=Path, default=machine.ROOT / "out" / "policy.md")

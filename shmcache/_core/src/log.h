@@ -32,7 +32,7 @@ typedef struct shm_op {
     uint64_t now_ms;  /* the clock expiry is counted on */
     uint32_t protect; /* the slot of the key being written: never evicted to make room for it */
     uint32_t spare;   /* units of its entry */
-    uint32_t walked[2]; /* units that the head of log 0 and 1 has advanced in this operation */
+    uint64_t walked[2]; /* units that the head of log 0 and 1 has advanced in this operation */
     uint32_t changed; /* slots cleared or moved by making room: look the key up again */
 } shm_op;
 

@@ -212,7 +212,10 @@ static int shm_head_step(shm_op *op, uint32_t l, bool force)
         }
     }
     if (l == SHM_PROBATION) {
-        if (shm_make_room(op, SHM_MAIN, (uint32_t)units) != SHM_HIT)
+        /* Two revolutions of main are enough for one write, also where flipped counts would have
+         * it walk that far for each entry of probation. */
+        if (op->walked[SHM_MAIN] > 2ull * v->log[SHM_MAIN].units ||
+            shm_make_room(op, SHM_MAIN, (uint32_t)units) != SHM_HIT)
             to = SHM_PROBATION; /* goes round once more */
         else
             shm_count(&op->sh->promotions, 1);

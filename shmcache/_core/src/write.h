@@ -229,7 +229,7 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
     if (r != SHM_HIT)
         return r;
     if (op->walked[0] + op->walked[1] > RD(&sh->worst_write_units))
-        WR(&sh->worst_write_units, (uint64_t)op->walked[0] + op->walked[1]);
+        WR(&sh->worst_write_units, op->walked[0] + op->walked[1]);
     if (op->changed) {
         r = shm_lookup(op, key, f);
         if (r != SHM_HIT)

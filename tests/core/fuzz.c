@@ -30,7 +30,7 @@
 
 #define KEYS 48u
 #define MOST_REVOLUTIONS 8.0 /* pacing, making room, and by force; in two logs, one in the other */
-#define STUCK_SECONDS 10u /* for one call; a sound one takes microseconds */
+#define STUCK_SECONDS 10u    /* for one call; a sound one takes microseconds */
 
 static uint64_t seed, round_number, calls, flips, corrupt, longest_ns;
 static double furthest; /* a call walked, in revolutions of its shard's logs */
@@ -69,9 +69,25 @@ static void allow(target *t, uint32_t i)
 
 static uint64_t edge(rng *r)
 {
-    static const uint64_t edges[] = {0, 1, 2, 7, 8, 15, 16, 0x7fff, 0xffff, 0x10000, 0x7fffffff,
-                                     0x80000000, 0xfffffffe, 0xffffffff, 0x100000000,
-                                     0x7fffffffffffffff, 0x8000000000000000, ~0ull, ~1ull};
+    static const uint64_t edges[] = {0,
+                                     1,
+                                     2,
+                                     7,
+                                     8,
+                                     15,
+                                     16,
+                                     0x7fff,
+                                     0xffff,
+                                     0x10000,
+                                     0x7fffffff,
+                                     0x80000000,
+                                     0xfffffffe,
+                                     0xffffffff,
+                                     0x100000000,
+                                     0x7fffffffffffffff,
+                                     0x8000000000000000,
+                                     ~0ull,
+                                     ~1ull};
     return edges[rnd_below(r, sizeof edges / sizeof *edges)];
 }
 
@@ -101,12 +117,34 @@ static void flip(target *t, rng *r)
         size_t off, size;
     } field[] = {
 #define F(f) {offsetof(shm_shard, f), sizeof(((shm_shard *)0)->f)}
-        F(holder), F(probe_limit), F(note.armed), F(note.slot), F(note.word), F(note.counts.entries),
-        F(note.counts.leases), F(note.counts.live_units[0]), F(note.counts.live_units[1]),
-        F(counts.entries), F(counts.leases), F(counts.live_units[0]), F(counts.live_units[1]),
-        F(version), F(ghost_seq), F(head[0]), F(head[1]), F(tail[0]), F(tail[1]), F(largest[0][0]),
-        F(largest[0][1]), F(largest[1][0]), F(largest[1][1]), F(moves_in_a_row), F(min_expiry),
-        F(sweep_min), F(sweep_slot), F(worst_write_units)};
+        F(holder),
+        F(probe_limit),
+        F(note.armed),
+        F(note.slot),
+        F(note.word),
+        F(note.counts.entries),
+        F(note.counts.leases),
+        F(note.counts.live_units[0]),
+        F(note.counts.live_units[1]),
+        F(counts.entries),
+        F(counts.leases),
+        F(counts.live_units[0]),
+        F(counts.live_units[1]),
+        F(version),
+        F(ghost_seq),
+        F(head[0]),
+        F(head[1]),
+        F(tail[0]),
+        F(tail[1]),
+        F(largest[0][0]),
+        F(largest[0][1]),
+        F(largest[1][0]),
+        F(largest[1][1]),
+        F(moves_in_a_row),
+        F(min_expiry),
+        F(sweep_min),
+        F(sweep_slot),
+        F(worst_write_units)};
 #undef F
     allow(t, SHM_NO_SLOT);
     switch (rnd_below(r, 8)) {
@@ -117,15 +155,14 @@ static void flip(target *t, rng *r)
     case 1: /* the superblock, after the attach */
         twist(r, t->s.base + 8 * rnd_below(r, sizeof(shm_superblock) / 8), 8);
         break;
-    case 2: /* a slot */
-        twist(r, index + rnd_below(r, v->slot_count), 8);
-        break;
+    case 2: /* a slot */ twist(r, index + rnd_below(r, v->slot_count), 8); break;
     case 3: /* one slot becomes another's twin, or names the log's other places */
         w = index[rnd_below(r, v->slot_count)];
         n = rnd_below(r, v->slot_count);
-        index[n] = rnd_below(r, 2) ? w
-                                   : (w & (SHM_W_TAG | SHM_W_VISITED)) |
-                                         shm_make_word(0, l, sh->head[l] + rnd_below(r, v->log[l].units), 0);
+        index[n] = rnd_below(r, 2)
+                       ? w
+                       : (w & (SHM_W_TAG | SHM_W_VISITED)) |
+                             shm_make_word(0, l, sh->head[l] + rnd_below(r, v->log[l].units), 0);
         flips++;
         break;
     case 4: /* the header of an entry that a slot names */
@@ -133,7 +170,8 @@ static void flip(target *t, rng *r)
         l = shm_word_log(w);
         if (!shm_word_live(w) || (shm_word_pos(w) & v->log[l].off_mask) >= v->log[l].units)
             break;
-        header = (uint64_t *)(shm_log_base(v, sh, l) + (shm_word_pos(w) & v->log[l].off_mask) * SHM_UNIT);
+        header = (uint64_t *)(shm_log_base(v, sh, l) +
+                              (shm_word_pos(w) & v->log[l].off_mask) * SHM_UNIT);
         if (rnd_below(r, 2))
             twist(r, header, 4); /* value_len */
         else
@@ -173,18 +211,19 @@ static int call(target *t, rng *r, shm_op *op)
         key.kind |= SHM_K_LEASE;
     shm_op_begin(op, v, i, t->now);
     put.value_len = rnd_below(r, 4) ? rnd_below(r, 200) : rnd_below(r, v->max_entry_units * 16);
-    put.expiry = rnd_below(r, 3) ? 0 : shm_expiry_word(t->now + rnd_below(r, 100), rnd(r) >> rnd_below(r, 64));
+    put.expiry = rnd_below(r, 3)
+                     ? 0
+                     : shm_expiry_word(t->now + rnd_below(r, 100), rnd(r) >> rnd_below(r, 64));
     switch (rnd_below(r, 12)) {
     case 0:
-    case 1:
-        call_name = "get";
-        return seg_get(v, &key, t->now, buf, sizeof buf, &got);
+    case 1: call_name = "get"; return seg_get(v, &key, t->now, buf, sizeof buf, &got);
     case 2:
         call_name = "iteration";
         for (s = 0; s < v->slot_count; s++)
             if (shm_slot_entry(v, i, s, &hit) == SHM_HIT) {
                 shm_bytes_copy(buf, hit.key, hit.key_len);
-                shm_bytes_copy(buf, hit.value, hit.value_len < sizeof buf ? hit.value_len : sizeof buf);
+                shm_bytes_copy(buf, hit.value,
+                               hit.value_len < sizeof buf ? hit.value_len : sizeof buf);
                 shm_hit_valid(v, &hit);
             }
         return SHM_HIT;
@@ -244,11 +283,14 @@ static void make_target(target *t, const seg_options *o, rng *r)
         const tkey *k = &t->key[rnd_below(r, KEYS)];
         shm_put put = {0};
         if (k->id < 4)
-            LOCKED(&t->s.view, shard_of(&t->s.view, k), t->now, shm_incr(op, &k->k, 1, 0, &put, &n));
+            LOCKED(&t->s.view, shard_of(&t->s.view, k), t->now,
+                   shm_incr(op, &k->k, 1, 0, &put, &n));
         else if (rnd_below(r, 6) == 0)
             seg_remove(&t->s.view, k, t->now);
         else
-            seg_set(&t->s.view, k, rnd_below(r, 10) ? rnd_below(r, 150) : rnd_below(r, t->s.view.max_entry_units * 12),
+            seg_set(&t->s.view, k,
+                    rnd_below(r, 10) ? rnd_below(r, 150)
+                                     : rnd_below(r, t->s.view.max_entry_units * 12),
                     7, rnd_below(r, 4) ? 0 : shm_expiry_word(1050, 30), t->now);
     }
     t->sound = malloc(t->s.sb.total_size);
@@ -281,7 +323,8 @@ static void one_round(target *t, rng *r)
               (unsigned long long)op.walked[0], (unsigned long long)op.walked[1]);
         if (revolutions > furthest)
             furthest = revolutions;
-        ns = (uint64_t)(b.tv_sec - a.tv_sec) * 1000000000u + (uint64_t)b.tv_nsec - (uint64_t)a.tv_nsec;
+        ns = (uint64_t)(b.tv_sec - a.tv_sec) * 1000000000u + (uint64_t)b.tv_nsec -
+             (uint64_t)a.tv_nsec;
         if (ns > longest_ns) {
             longest_ns = ns;
             longest_call = call_name;
@@ -319,10 +362,18 @@ static void the_fences_hold(target *t)
 int main(void)
 {
     static const seg_options shapes[] = {
-        {.policy = SHM_POLICY_EVICT, .shards = 2, .buckets = 8, .main_units = 500, .probation_units = 100},
+        {.policy = SHM_POLICY_EVICT,
+         .shards = 2,
+         .buckets = 8,
+         .main_units = 500,
+         .probation_units = 100},
         {.policy = SHM_POLICY_EVICT, .buckets = 16, .main_units = 1024},
         {.policy = SHM_POLICY_KEEP, .shards = 2, .buckets = 8, .main_units = 900},
-        {.policy = SHM_POLICY_EVICT, .buckets = 2, .main_units = 33, .probation_units = 9, .max_entry_units = 8},
+        {.policy = SHM_POLICY_EVICT,
+         .buckets = 2,
+         .main_units = 33,
+         .probation_units = 9,
+         .max_entry_units = 8},
         {.policy = SHM_POLICY_KEEP, .buckets = 4, .main_units = 1 << 15}};
     enum { SHAPES = sizeof shapes / sizeof *shapes };
     static target t[SHAPES];
@@ -341,7 +392,8 @@ int main(void)
     }
     for (int i = 0; i < SHAPES; i++)
         the_fences_hold(&t[i]);
-    for (round_number = only ? only : 1; (only ? round_number == only : seconds_now() < until) && case_failures == 0;
+    for (round_number = only ? only : 1;
+         (only ? round_number == only : seconds_now() < until) && case_failures == 0;
          round_number++) {
         r.s = mix(seed) + mix(round_number);
         one_round(&t[round_number % SHAPES], &r);
@@ -352,9 +404,9 @@ int main(void)
                 (unsigned long long)(round_number - 1));
     printf("  %llu rounds, %llu flips, %llu calls, %llu found corrupt, the longest (%s) %.2f ms, "
            "the furthest walk %.2f revolutions\n",
-           (unsigned long long)round_number - 1, (unsigned long long)flips, (unsigned long long)calls,
-           (unsigned long long)corrupt, longest_call, (double)longest_ns / 1e6,
-           furthest);
+           (unsigned long long)round_number - 1, (unsigned long long)flips,
+           (unsigned long long)calls, (unsigned long long)corrupt, longest_call,
+           (double)longest_ns / 1e6, furthest);
     case_end();
     return report("fuzz");
 }

@@ -75,7 +75,10 @@ typedef struct worker {
 
 #define ADD(p, n) __atomic_fetch_add((p), (n), __ATOMIC_RELAXED)
 
-static uint32_t some_len(rng *r) { return 16 + 8 * rnd_below(r, (VALUE_MOST - 16) / 8 / (1 + rnd_below(r, 8))); }
+static uint32_t some_len(rng *r)
+{
+    return 16 + 8 * rnd_below(r, (VALUE_MOST - 16) / 8 / (1 + rnd_below(r, 8)));
+}
 
 static void write_pinned(scene *sc, const shm_view *v, rng *r, uint32_t id, uint64_t *next)
 {
@@ -102,8 +105,9 @@ static void write_loose(scene *sc, const shm_view *v, rng *r)
     int got;
     fill_value(buf, len, t->id, rnd(r) >> 1);
     if (what < 8)
-        got = seg_set_mode(v, t, buf, len, what & 1 ? shm_expiry_word(NOW_MS + rnd_below(r, 2), 0) : 0,
-                           NOW_MS, SHM_PUT_SET, NULL);
+        got = seg_set_mode(v, t, buf, len,
+                           what & 1 ? shm_expiry_word(NOW_MS + rnd_below(r, 2), 0) : 0, NOW_MS,
+                           SHM_PUT_SET, NULL);
     else if (what < 13)
         got = seg_remove(v, t, NOW_MS);
     else if (what == 13)
@@ -292,7 +296,10 @@ static void play(const char *name, const seg_options *o, double seconds)
     for (uint32_t i = 0; i < WRITERS + READERS + 1; i++) {
         all[i] = (worker){sc, i < WRITERS ? i : i - WRITERS, 0};
         if (pthread_create(&all[i].thread, NULL,
-                           i < WRITERS ? writer : i < WRITERS + READERS ? reader : iterator, &all[i]))
+                           i < WRITERS             ? writer
+                           : i < WRITERS + READERS ? reader
+                                                   : iterator,
+                           &all[i]))
             exit(2);
     }
     began = seconds_now();
@@ -329,8 +336,8 @@ static void play(const char *name, const seg_options *o, double seconds)
            "%5llu recoveries %6llu laps %7llu evicted\n",
            name, (unsigned long long)sc->writes, (unsigned long long)sc->reads,
            (unsigned long long)sc->retries, (unsigned long long)sc->misses,
-           (unsigned long long)sc->deaths, (unsigned long long)t.recoveries, (unsigned long long)t.laps,
-           (unsigned long long)t.evicted);
+           (unsigned long long)sc->deaths, (unsigned long long)t.recoveries,
+           (unsigned long long)t.laps, (unsigned long long)t.evicted);
     seg_free(&sc->s);
     free(sc);
     case_end();
@@ -347,6 +354,7 @@ int main(void)
     play("keep, two shards", G(K, .shards = 2, .buckets = 24, .main_units = 4000), each);
     play("evict, two logs", G(E, .buckets = 32, .main_units = 1500, .probation_units = 600), each);
     play("evict, one log", G(E, .buckets = 32, .main_units = 1500), each);
-    play("evict, two shards", G(E, .shards = 2, .buckets = 16, .main_units = 700, .probation_units = 100), each);
+    play("evict, two shards",
+         G(E, .shards = 2, .buckets = 16, .main_units = 700, .probation_units = 100), each);
     return report(PROGRAM);
 }

@@ -18,6 +18,18 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "atomics.h"
+#ifdef SEG_BETWEEN /* what a reader does between two of its steps: the stress lets others run */
+#undef RDA
+#define RDA(p)                                                                                     \
+    ({                                                                                             \
+        __typeof__(*(p)) loaded_ = __atomic_load_n((p), __ATOMIC_ACQUIRE);                         \
+        SEG_BETWEEN();                                                                             \
+        loaded_;                                                                                   \
+    })
+#else
+#define SEG_BETWEEN() ((void)0)
+#endif
 #include "core.h"
 
 /* ------------------------------------------------------------------------------ reporting */
@@ -39,16 +51,16 @@ fail_at(const char *file, int line, const char *condition, const char *format, .
     funlockfile(stderr);
 }
 #define FAIL(...) fail_at(__FILE__, __LINE__, "found", __VA_ARGS__)
-#define CHECK(cond, ...)                                                                         \
-    do {                                                                                         \
-        if (!(cond))                                                                             \
-            fail_at(__FILE__, __LINE__, #cond, " " __VA_ARGS__);                                 \
+#define CHECK(cond, ...)                                                                           \
+    do {                                                                                           \
+        if (!(cond))                                                                               \
+            fail_at(__FILE__, __LINE__, #cond, " " __VA_ARGS__);                                   \
     } while (0)
-#define CHECK_EQ(a, b)                                                                           \
-    do {                                                                                         \
-        long long a_ = (long long)(a), b_ = (long long)(b);                                      \
-        if (a_ != b_)                                                                            \
-            fail_at(__FILE__, __LINE__, #a, "is %lld, expected " #b " = %lld", a_, b_);          \
+#define CHECK_EQ(a, b)                                                                             \
+    do {                                                                                           \
+        long long a_ = (long long)(a), b_ = (long long)(b);                                        \
+        if (a_ != b_)                                                                              \
+            fail_at(__FILE__, __LINE__, #a, "is %lld, expected " #b " = %lld", a_, b_);            \
     } while (0)
 
 static inline void case_begin(const char *name)
@@ -62,11 +74,11 @@ static inline void case_end(void)
         fprintf(stderr, "FAILED %s: %u checks\n", case_name, case_failures);
     *(case_failures ? &cases_failed : &cases_passed) += 1;
 }
-#define RUN(f)                                                                                   \
-    do {                                                                                         \
-        case_begin(#f);                                                                          \
-        f();                                                                                     \
-        case_end();                                                                              \
+#define RUN(f)                                                                                     \
+    do {                                                                                           \
+        case_begin(#f);                                                                            \
+        f();                                                                                       \
+        case_end();                                                                                \
     } while (0)
 
 static inline int report(const char *program)
@@ -86,8 +98,14 @@ static inline uint64_t mix(uint64_t x) /* splitmix64's finaliser */
 typedef struct rng {
     uint64_t s;
 } rng;
-static inline uint64_t rnd(rng *r) { return mix(r->s += 0x9e3779b97f4a7c15ull); }
-static inline uint32_t rnd_below(rng *r, uint32_t n) { return (uint32_t)(rnd(r) % n); }
+static inline uint64_t rnd(rng *r)
+{
+    return mix(r->s += 0x9e3779b97f4a7c15ull);
+}
+static inline uint32_t rnd_below(rng *r, uint32_t n)
+{
+    return (uint32_t)(rnd(r) % n);
+}
 
 static inline double seconds_now(void)
 {
@@ -192,7 +210,10 @@ static void seg_make(seg *s, const seg_options *o)
     }
     seg_view(s, &s->view, 0, 1);
 }
-static void seg_free(seg *s) { munmap(s->map, s->map_size); }
+static void seg_free(seg *s)
+{
+    munmap(s->map, s->map_size);
+}
 
 /* Start the logs of every shard `laps` laps on: near the end of 44 bits, say. */
 static void seg_start_at_lap(seg *s, uint64_t laps)
@@ -242,15 +263,15 @@ static inline void seg_unlock(const shm_view *v, uint32_t shard)
 }
 
 /* Run `expression` (which uses `op`) inside the shard; its int is the result. */
-#define LOCKED(v, shard, now, expression)                                                        \
-    ({                                                                                           \
-        shm_op op_, *op = &op_;                                                                  \
-        int result_;                                                                             \
-        seg_lock(v, shard);                                                                      \
-        shm_op_begin(op, v, shard, now);                                                         \
-        result_ = (int)(expression);                                                             \
-        seg_unlock(v, shard);                                                                    \
-        result_;                                                                                 \
+#define LOCKED(v, shard, now, expression)                                                          \
+    ({                                                                                             \
+        shm_op op_, *op = &op_;                                                                    \
+        int result_;                                                                               \
+        seg_lock(v, shard);                                                                        \
+        shm_op_begin(op, v, shard, now);                                                           \
+        result_ = (int)(expression);                                                               \
+        seg_unlock(v, shard);                                                                      \
+        result_;                                                                                   \
     })
 
 /* ------------------------------------------------------------------ keys and values */
@@ -309,10 +330,6 @@ typedef struct seg_value {
     uint32_t retries;
 } seg_value;
 
-#ifndef SEG_BETWEEN /* what a reader does between two of its steps: the stress lets others run */
-#define SEG_BETWEEN() ((void)0)
-#endif
-
 /* A get as the binding's fetch(): copy, then recheck.  At most `cap` bytes are copied. */
 static inline int seg_get(const shm_view *v, const shm_key *key, uint64_t now, uint8_t *buf,
                           size_t cap, seg_value *out)
@@ -343,8 +360,12 @@ static inline int seg_get(const shm_view *v, const shm_key *key, uint64_t now, u
 static inline int seg_set_mode(const shm_view *v, const tkey *t, const void *value, uint32_t len,
                                uint64_t expiry, uint64_t now, uint8_t mode, uint64_t *version)
 {
-    shm_put put = {.value = value, .value_len = len, .value_kind = SHM_V_BYTES, .expiry = expiry,
-                   .mode = mode, .version = version ? *version : 0};
+    shm_put put = {.value = value,
+                   .value_len = len,
+                   .value_kind = SHM_V_BYTES,
+                   .expiry = expiry,
+                   .mode = mode,
+                   .version = version ? *version : 0};
     int r = LOCKED(v, shard_of(v, t), now, shm_store(op, &t->k, &put));
     if (version)
         *version = put.version;
@@ -369,19 +390,23 @@ static const char *const invariant_names[] = {
 #undef SUPPORT_NAME
 };
 
-/* May a write of n units into the main log be refused?  Under `evict` never.  Under `keep` past the
- * budget, or where what is live, the gap and the entry with a pad do not fit together: one
- * revolution of the log reclaims all else. */
-static inline bool seg_may_refuse(const shm_view *v, uint32_t shard, uint64_t n)
+static inline uint32_t seg_largest(const shm_view *v, uint32_t shard) /* that main's gap is for */
 {
     const shm_shard *sh = shm_shard_at(v, shard);
-    uint64_t live = (uint64_t)sh->counts.live_units[0] + sh->counts.live_units[1], most = n;
+    return sh->largest[0][0] > sh->largest[0][1] ? sh->largest[0][0] : sh->largest[0][1];
+}
+
+/* May a write of n units into the main log be refused, `largest` being what the gap was for before
+ * it?  Under `evict` never.  Under `keep` past the budget, or where what is live, the gap, the pad
+ * of this lap and the entry with its own do not fit together: one revolution reclaims all else. */
+static inline bool seg_may_refuse(const shm_view *v, uint32_t shard, uint64_t n, uint64_t largest)
+{
+    const shm_counts *c = &shm_shard_at(v, shard)->counts;
+    uint64_t live = (uint64_t)c->live_units[0] + c->live_units[1];
     if (v->policy == SHM_POLICY_EVICT)
         return n > v->max_entry_units;
-    for (int i = 0; i < 2; i++)
-        if (sh->largest[0][i] > most)
-            most = sh->largest[0][i];
-    return live + n > v->budget_units || live + 2 * most + 2 * n > v->log[0].units;
+    return live + n > v->budget_units ||
+           live + 3 * (largest > n ? largest : n) + 2 * n > v->log[0].units;
 }
 
 /* How many invariants are broken in all shards; the first ones go to stderr. */

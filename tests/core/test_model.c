@@ -14,7 +14,7 @@
 #include "support.h"
 
 #define KEYS 160u
-#define COUNTERS 16u /* the first keys are counters */
+#define COUNTERS 16u   /* the first keys are counters */
 #define WALK_BOUND 3.0 /* revolutions; where entries are a 64th of the log or less: 1 */
 
 typedef struct model_key {
@@ -31,6 +31,7 @@ typedef struct world {
     rng r;
     uint64_t now, seq;
     uint32_t max_len; /* of ordinary values */
+    uint32_t largest; /* what the gap was for before the write */
     bool small;       /* every entry is a 64th of the log or less */
     uint64_t evictions_seen, refusals;
     model_key key[KEYS];
@@ -95,6 +96,7 @@ static void compare_all(world *w)
 /* One key's own state before an operation on it, evictions since then taken into account. */
 static void refresh(world *w, model_key *m)
 {
+    w->largest = seg_largest(w->v, shard_of(w->v, &m->t));
     if (!same(w, m, w->v->policy == SHM_POLICY_EVICT))
         m->present = false;
 }
@@ -116,8 +118,9 @@ static void refused(world *w, const model_key *m, uint64_t units)
     uint32_t shard = shard_of(w->v, &m->t);
     const shm_counts *c = &shm_shard_at(w->v, shard)->counts;
     uint64_t live = (uint64_t)c->live_units[0] + c->live_units[1];
-    CHECK(seg_may_refuse(w->v, shard, units), "%llu units are refused with %llu of %u live",
-          (unsigned long long)units, (unsigned long long)live, w->v->log[0].units);
+    CHECK(seg_may_refuse(w->v, shard, units, w->largest),
+          "%llu units are refused with %llu of %u live", (unsigned long long)units,
+          (unsigned long long)live, w->v->log[0].units);
     CHECK(!w->small || live + units > w->v->log[0].units * 0.80,
           "keep refuses %llu units with %llu of %u live", (unsigned long long)units,
           (unsigned long long)live, w->v->log[0].units);
@@ -304,8 +307,8 @@ static double drive(const char *name, const seg_options *o, uint32_t max_len, ui
             worst = sh->worst_write_units;
     }
     units = w->v->log[0].units + w->v->log[1].units;
-    CHECK(worst <= (w->small ? 1.0 : WALK_BOUND) * units, "a write walked %llu units of %g", (unsigned long long)worst,
-          units);
+    CHECK(worst <= (w->small ? 1.0 : WALK_BOUND) * units, "a write walked %llu units of %g",
+          (unsigned long long)worst, units);
     CHECK(laps >= 5 || ops < 12000, "the logs wrapped %llu times: too little is tested",
           (unsigned long long)laps);
     printf("  %-34s %6llu operations, %5llu laps, %5llu refused, %6llu evicted, worst write %.2f "
@@ -325,19 +328,27 @@ int main(void)
 #define E .policy = SHM_POLICY_EVICT
 #define K .policy = SHM_POLICY_KEEP
     /* evict */
-    drive("evict, two logs, small entries", G(E, .buckets = 64, .main_units = 1000, .probation_units = 110), 300, 0);
+    drive("evict, two logs, small entries",
+          G(E, .buckets = 64, .main_units = 1000, .probation_units = 110), 300, 0);
     drive("evict, one log, small entries", G(E, .buckets = 64, .main_units = 1000), 400, 0);
-    drive("evict, two logs, it fits", G(E, .buckets = 64, .main_units = 3000, .probation_units = 300), 300, 0);
-    drive("evict, two logs, large entries", G(E, .buckets = 64, .main_units = 1800, .probation_units = 200), 4600, 0);
+    drive("evict, two logs, it fits",
+          G(E, .buckets = 64, .main_units = 3000, .probation_units = 300), 300, 0);
+    drive("evict, two logs, large entries",
+          G(E, .buckets = 64, .main_units = 1800, .probation_units = 200), 4600, 0);
     drive("evict, one log, large entries", G(E, .buckets = 64, .main_units = 2000), 5200, 0);
-    drive("evict, four shards", G(E, .shards = 4, .buckets = 16, .main_units = 300, .probation_units = 40), 200, 0);
-    drive("evict, full buckets", G(E, .buckets = 4, .main_units = 600, .probation_units = 60), 200, 0);
-    drive("evict, a power of two", G(E, .buckets = 32, .main_units = 1024, .probation_units = 128), 200, 0);
-    drive("evict, positions pass 2^44", G(E, .buckets = 32, .main_units = 1000, .probation_units = 100), 200, 3);
+    drive("evict, four shards",
+          G(E, .shards = 4, .buckets = 16, .main_units = 300, .probation_units = 40), 200, 0);
+    drive("evict, full buckets", G(E, .buckets = 4, .main_units = 600, .probation_units = 60), 200,
+          0);
+    drive("evict, a power of two", G(E, .buckets = 32, .main_units = 1024, .probation_units = 128),
+          200, 0);
+    drive("evict, positions pass 2^44",
+          G(E, .buckets = 32, .main_units = 1000, .probation_units = 100), 200, 3);
     drive("evict, tiny logs", G(E, .buckets = 16, .main_units = 64, .probation_units = 8), 80, 0);
     /* keep */
     drive("keep, small entries", G(K, .buckets = 64, .main_units = 1000), 400, 0);
-    drive("keep, entries of a 64th", G(K, .buckets = 64, .main_units = 2000), 2000 / 64 * 16 - 64, 0);
+    drive("keep, entries of a 64th", G(K, .buckets = 64, .main_units = 2000), 2000 / 64 * 16 - 64,
+          0);
     drive("keep, it fits", G(K, .buckets = 64, .main_units = 4000), 300, 0);
     drive("keep, large entries", G(K, .buckets = 64, .main_units = 2000), 5200, 0);
     drive("keep, spilling buckets", G(K, .buckets = 26, .main_units = 1800), 200, 0);

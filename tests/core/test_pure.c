@@ -19,8 +19,8 @@ static void hash_vectors(void)
             buf[i] = (uint8_t)(state >> 56);
         for (unsigned i = 0; i < sizeof xxh64_vectors / sizeof *xxh64_vectors; i++) {
             uint64_t h = shm_xxh64(buf, xxh64_vectors[i].len, xxh64_vectors[i].seed);
-            CHECK(h == xxh64_vectors[i].digest, "length %u seed %#llx: %#llx",
-                  xxh64_vectors[i].len, xxh64_vectors[i].seed, (unsigned long long)h);
+            CHECK(h == xxh64_vectors[i].digest, "length %u seed %#llx: %#llx", xxh64_vectors[i].len,
+                  xxh64_vectors[i].seed, (unsigned long long)h);
         }
     }
     /* two published ones, so that the table itself is not taken on trust */
@@ -37,8 +37,8 @@ static void hash_is_keyed_by_type_not_by_lease(void)
     CHECK(shm_key_hash(7, SHM_K_STR, "1", 1) != shm_key_hash(8, SHM_K_STR, "1", 1));
 }
 
-static const uint32_t log_sizes[] = {8, 9, 15, 16, 17, 1000, 1024, 1025, 65535, 65536,
-                                     (1u << 30) - 1, 1u << 30};
+static const uint32_t log_sizes[] = {
+    8, 9, 15, 16, 17, 1000, 1024, 1025, 65535, 65536, (1u << 30) - 1, 1u << 30};
 #define LOG_SIZES (sizeof log_sizes / sizeof *log_sizes)
 
 static void positions_advance_and_wrap(void)
@@ -143,7 +143,8 @@ static void units_round_up_at_every_length(void)
                 CHECK(u * SHM_UNIT >= bytes && u * SHM_UNIT < bytes + SHM_UNIT);
             }
     /* the largest that headers can say: no 32-bit wrap */
-    CHECK(shm_entry_units(SHM_MAX_KEY, 0xffffffffu, true) == (16 + 8 + 65535ull + 0xffffffffull + 15) / 16);
+    CHECK(shm_entry_units(SHM_MAX_KEY, 0xffffffffu, true) ==
+          (16 + 8 + 65535ull + 0xffffffffull + 15) / 16);
     CHECK((uint64_t)SHM_MAX_LOG_UNITS * SHM_UNIT == 16ull << 30);
 }
 
@@ -224,14 +225,15 @@ static void superblock_is_refused(void)
 {
     seg s;
     shm_superblock sb;
-    seg_make(&s, &(seg_options){.shards = 2, .buckets = 4, .main_units = 512, .probation_units = 64});
-#define REFUSED(change, seal, why)                                                               \
-    do {                                                                                         \
-        sb = s.sb;                                                                               \
-        change;                                                                                  \
-        if (seal)                                                                                \
-            sb.checksum = shm_superblock_checksum(&sb);                                          \
-        CHECK_EQ(shm_check_superblock(&sb, s.sb.total_size), why);                               \
+    seg_make(&s,
+             &(seg_options){.shards = 2, .buckets = 4, .main_units = 512, .probation_units = 64});
+#define REFUSED(change, seal, why)                                                                 \
+    do {                                                                                           \
+        sb = s.sb;                                                                                 \
+        change;                                                                                    \
+        if (seal)                                                                                  \
+            sb.checksum = shm_superblock_checksum(&sb);                                            \
+        CHECK_EQ(shm_check_superblock(&sb, s.sb.total_size), why);                                 \
     } while (0)
     REFUSED((void)0, 1, SHM_SB_OK);
     CHECK_EQ(shm_check_superblock(&s.sb, sizeof sb - 1), SHM_SB_SIZE);
@@ -260,23 +262,25 @@ static void superblock_is_refused(void)
 /* Random and boundary values in every field: whatever passes keeps every region inside. */
 static void no_forged_geometry_leaves_the_segment(void)
 {
-    static const uint64_t edges[] = {0,      1,          2,          16,          63,
-                                     64,     128,        4096,       1ull << 31,  1ull << 32,
+    static const uint64_t edges[] = {0,       1,           2,          16,         63,
+                                     64,      128,         4096,       1ull << 31, 1ull << 32,
                                      1 << 16, 0xffffffffu, 1ull << 62, 1ull << 63, ~0ull};
     seg s;
     rng r = {5};
     unsigned passed = 0;
-    seg_make(&s, &(seg_options){.shards = 2, .buckets = 4, .main_units = 512, .probation_units = 64});
+    seg_make(&s,
+             &(seg_options){.shards = 2, .buckets = 4, .main_units = 512, .probation_units = 64});
     for (int i = 0; i < 1000000; i++) {
         shm_superblock sb = s.sb;
         const size_t first = offsetof(shm_superblock, clients_off);
         for (uint32_t n = 1 + rnd_below(&r, 3); n; n--) {
             bool wide = rnd(&r) & 1;
             size_t from = wide ? first : offsetof(shm_superblock, token_count);
-            size_t to = wide ? offsetof(shm_superblock, token_count)
-                             : offsetof(shm_superblock, checksum);
+            size_t to =
+                wide ? offsetof(shm_superblock, token_count) : offsetof(shm_superblock, checksum);
             size_t size = wide ? 8 : 4;
-            uint8_t *at = (uint8_t *)&sb + from + rnd_below(&r, (uint32_t)((to - from) / size)) * size;
+            uint8_t *at =
+                (uint8_t *)&sb + from + rnd_below(&r, (uint32_t)((to - from) / size)) * size;
             uint64_t was = 0, now;
             memcpy(&was, at, size);
             switch (rnd(&r) % 4) {
@@ -294,10 +298,12 @@ static void no_forged_geometry_leaves_the_segment(void)
         {
             unsigned __int128 total = s.sb.total_size, stride = sb.shard_stride;
             CHECK(sb.shards_off + stride * sb.shard_count <= total);
-            CHECK(sb.clients_off + (unsigned __int128)sb.client_count * sizeof(shm_client) <= total);
+            CHECK(sb.clients_off + (unsigned __int128)sb.client_count * sizeof(shm_client) <=
+                  total);
             CHECK(sb.tokens_off + (unsigned __int128)sb.token_count * SHM_TOKEN_SIZE <= total);
             CHECK(sb.slots_off + (unsigned __int128)sb.slot_count * sb.slot_stride <= total);
-            CHECK(SHM_SLOT_HEADER_SIZE + 2 * (unsigned __int128)sb.slot_capacity <= sb.slot_stride ||
+            CHECK(SHM_SLOT_HEADER_SIZE + 2 * (unsigned __int128)sb.slot_capacity <=
+                          sb.slot_stride ||
                       sb.slot_count == 0,
                   "slot_capacity %#llx, slot_stride %#llx", (unsigned long long)sb.slot_capacity,
                   (unsigned long long)sb.slot_stride);

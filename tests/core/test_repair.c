@@ -9,7 +9,7 @@
  *   - every other key is untouched, or gone if the undisturbed write lets go of it as well
  *   - what the write could do, a survivor can do: at once, and also after ten deaths in a row at
  *     that very step (dying does not eat up room)
- *   - every fault point of SHM_FAULT_LIST is died at (else this test has a hole)
+ *   - every fault point of a shard's writes is died at (else this test has a hole)
  *
  * SEGMENTS (environment) of each geometry, SEED where they start.
  */
@@ -18,10 +18,10 @@
 #include "support.h"
 
 #define KEYS 64u
-#define TARGET 0u    /* the key that is written */
-#define COUNTER 1u   /* holds an int */
-#define LEASED 2u    /* present, and a lease beside it */
-#define ABSENT 3u    /* never there before */
+#define TARGET 0u  /* the key that is written */
+#define COUNTER 1u /* holds an int */
+#define LEASED 2u  /* present, and a lease beside it */
+#define ABSENT 3u  /* never there before */
 #define EXPIRED_AT 2000u
 #define DEATHS_IN_A_ROW 10
 
@@ -68,21 +68,39 @@ static bool equal(const state *a, const state *b)
 static int store_lease(const shm_view *v, uint32_t k)
 {
     uint8_t token[16] = {0};
-    shm_put put = {.value = token, .value_len = 16, .value_kind = SHM_V_LEASE,
-                   .mode = SHM_PUT_ADD, .expiry = shm_expiry_word(now + 1000, 0)};
+    shm_put put = {.value = token,
+                   .value_len = 16,
+                   .value_kind = SHM_V_LEASE,
+                   .mode = SHM_PUT_ADD,
+                   .expiry = shm_expiry_word(now + 1000, 0)};
     lease = keys[k];
     lease.k.data = lease.bytes;
     lease.k.kind |= SHM_K_LEASE;
     return LOCKED(v, shard_of(v, &lease), now, shm_store(op, &lease.k, &put));
 }
 
-enum { SET_NEW, GROW, SHRINK, FILL, ADD, REPLACE, CAS, INCR, TOUCH, REMOVE, REMOVE_LEASED, SET_LEASED,
-       LEASE, SWEEP, CLEAR, WRITES };
-static const char *const write_names[] = {"set of a new key", "overwrite by a large value",
-    "overwrite by a small value", "set of a new large value", "add", "replace", "cas", "incr",
-    "touch", "remove", "remove with a lease", "set with a lease", "lease", "sweep", "clear"};
-static const uint32_t write_key[] = {ABSENT, TARGET, TARGET, ABSENT, ABSENT, TARGET, TARGET, COUNTER,
-    TARGET, TARGET, LEASED, LEASED, ABSENT, ABSENT, ABSENT};
+#define WRITE_LIST(X)                                                                              \
+    X(SET_NEW, ABSENT, "set of a new key")                                                         \
+    X(GROW, TARGET, "overwrite by a large value")                                                  \
+    X(SHRINK, TARGET, "overwrite by a small value")                                                \
+    X(FILL, ABSENT, "set of a new large value")                                                    \
+    X(ADD, ABSENT, "add")                                                                          \
+    X(REPLACE, TARGET, "replace")                                                                  \
+    X(CAS, TARGET, "cas")                                                                          \
+    X(INCR, COUNTER, "incr")                                                                       \
+    X(TOUCH, TARGET, "touch")                                                                      \
+    X(REMOVE, TARGET, "remove")                                                                    \
+    X(REMOVE_LEASED, LEASED, "remove with a lease")                                                \
+    X(SET_LEASED, LEASED, "set with a lease")                                                      \
+    X(LEASE, ABSENT, "lease")                                                                      \
+    X(SWEEP, ABSENT, "sweep")                                                                      \
+    X(CLEAR, ABSENT, "clear")
+#define WRITE_ENUM(id, key, name) id,
+#define WRITE_KEY(id, key, name) key,
+#define WRITE_NAME(id, key, name) name,
+enum { WRITE_LIST(WRITE_ENUM) WRITES };
+static const uint32_t write_key[] = {WRITE_LIST(WRITE_KEY)};
+static const char *const write_names[] = {WRITE_LIST(WRITE_NAME)};
 
 static int do_write(const shm_view *v, int what)
 {
@@ -145,12 +163,14 @@ static bool make_past(const seg_options *o, uint64_t seed, bool crowded)
         make_key(&s.view, &keys[k], k, 8 + k % 24);
     for (int i = 0; i < 400; i++) {
         uint32_t k = 4 + rnd_below(&r, KEYS - 4);
-        uint32_t len = rnd_below(&r, 12) ? 16 + rnd_below(&r, large / 12) : 16 + rnd_below(&r, large - 15);
+        uint32_t len =
+            rnd_below(&r, 12) ? 16 + rnd_below(&r, large / 12) : 16 + rnd_below(&r, large - 15);
         if (rnd_below(&r, 6) == 0)
             seg_remove(&s.view, &keys[k], now);
         else
             seg_set(&s.view, &keys[k], len, (uint64_t)i,
-                    rnd_below(&r, 5) ? 0 : shm_expiry_word(EXPIRED_AT - 5 + rnd_below(&r, 10), 0), now);
+                    rnd_below(&r, 5) ? 0 : shm_expiry_word(EXPIRED_AT - 5 + rnd_below(&r, 10), 0),
+                    now);
         if (rnd_below(&r, 3) == 0)
             look(&s.view, k);
     }
@@ -201,7 +221,7 @@ static void die_everywhere(int what)
     uint8_t *past = malloc(size);
     uint32_t generation = 0, k, target = write_key[what];
     volatile int undisturbed = 0, result = 0;
-    bool died = true, alone = what < SWEEP;
+    bool died = true, may_refuse, alone = what < SWEEP;
 
     memset(seg_dead_up_to, 0, sizeof seg_dead_up_to);
     memcpy(past, s.base, size);
@@ -238,8 +258,8 @@ static void die_everywhere(int what)
         died = true;
         attempt(what, 0, ++generation, &result);
         seg_verify(&s.view, "after the survivor's write");
-        CHECK(result != SHM_CORRUPT &&
-                  (result != SHM_FULL || seg_may_refuse(&s.view, 0, s.view.max_entry_units)),
+        may_refuse = seg_may_refuse(&s.view, 0, s.view.max_entry_units, 0);
+        CHECK(result != SHM_CORRUPT && (result != SHM_FULL || may_refuse),
               "%s: %d instead of %d after deaths at passage %u", write_names[what], result,
               undisturbed, point);
         if (alone && what != REMOVE && what != REMOVE_LEASED && result == SHM_HIT)
@@ -276,12 +296,18 @@ static void geometry(const char *name, bool crowded, const seg_options *o)
     case_end();
 }
 
+/* Rings and swap slots die in tests of their own. */
+static bool of_a_shard(const char *point)
+{
+    return strncmp(point, "ring_", 5) != 0 && strncmp(point, "swap_", 5) != 0;
+}
+
 static void every_point_was_died_at(void)
 {
 #define NAME(name) #name,
     static const char *const names[] = {SHM_FAULT_LIST(NAME)};
     for (unsigned i = 0; i < SHM_FAULT_COUNT; i++)
-        CHECK(deaths_at[i] > 0, "nobody died at %s", names[i]);
+        CHECK(deaths_at[i] > 0 || !of_a_shard(names[i]), "nobody died at %s", names[i]);
 }
 
 int main(void)
@@ -291,12 +317,15 @@ int main(void)
 #define E .policy = SHM_POLICY_EVICT
 #define K .policy = SHM_POLICY_KEEP
     printf("test_repair: SEED=%llu\n", (unsigned long long)env_number("SEED", 1));
-    geometry("evict, two logs", false, G(E, .buckets = 16, .main_units = 900, .probation_units = 120));
+    geometry("evict, two logs", false,
+             G(E, .buckets = 16, .main_units = 900, .probation_units = 120));
     geometry("evict, one log", false, G(E, .buckets = 16, .main_units = 900));
-    geometry("evict, full buckets", false, G(E, .buckets = 4, .main_units = 1200, .probation_units = 120));
+    geometry("evict, full buckets", false,
+             G(E, .buckets = 4, .main_units = 1200, .probation_units = 120));
     geometry("keep", false, G(K, .buckets = 16, .main_units = 1500));
     geometry("keep, larger than needed", false, G(K, .buckets = 16, .main_units = 3000));
-    geometry("keep, small entries", false, G(K, .buckets = 16, .main_units = 700, .max_entry_units = 14));
+    geometry("keep, small entries", false,
+             G(K, .buckets = 16, .main_units = 700, .max_entry_units = 14));
     geometry("keep, spilling buckets", true, G(K, .buckets = 10, .main_units = 2000));
     RUN(every_point_was_died_at);
     return report("test_repair");

@@ -12,7 +12,10 @@
 
 #define E .policy = SHM_POLICY_EVICT
 #define K .policy = SHM_POLICY_KEEP
-#define MAKE(...) seg_make(&s, &(seg_options){__VA_ARGS__}); v = &s.view; sh = shm_shard_at(v, 0)
+#define MAKE(...)                                                                                  \
+    seg_make(&s, &(seg_options){__VA_ARGS__});                                                     \
+    v = &s.view;                                                                                   \
+    sh = shm_shard_at(v, 0)
 
 static seg s;
 static const shm_view *v;
@@ -26,7 +29,8 @@ static int get(uint64_t id, uint32_t key_len, uint64_t now)
     uint64_t seq = 0;
     int r = seg_get(v, &make_key(v, &t, id, key_len)->k, now, buf, sizeof buf, &got);
     if (r == SHM_HIT && got.kind == SHM_V_BYTES)
-        CHECK(check_value(buf, got.len, id, &seq), "key %llu: a wrong value", (unsigned long long)id);
+        CHECK(check_value(buf, got.len, id, &seq), "key %llu: a wrong value",
+              (unsigned long long)id);
     return r;
 }
 static int set(uint64_t id, uint32_t len, uint64_t expiry, uint64_t now)
@@ -39,8 +43,14 @@ static int del(uint64_t id, uint64_t now)
     tkey t;
     return seg_remove(v, make_key(v, &t, id, 16), now);
 }
-static uint32_t live(void) { return sh->counts.live_units[0] + sh->counts.live_units[1]; }
-static uint32_t len_of(uint32_t units) { return units * SHM_UNIT - sizeof(shm_entry) - 16; }
+static uint32_t live(void)
+{
+    return sh->counts.live_units[0] + sh->counts.live_units[1];
+}
+static uint32_t len_of(uint32_t units)
+{
+    return units * SHM_UNIT - sizeof(shm_entry) - 16;
+}
 
 /* The id of a key of 16 bytes whose home is bucket b, from `from` on. */
 static uint64_t id_at_home(uint32_t b, uint64_t from)
@@ -60,11 +70,7 @@ static void entries_meet_the_end_of_the_log(void)
                 MAKE(E, .buckets = 4, .main_units = 160, .probation_units = 161);
                 lap = 5ull << v->log[l].off_bits;
                 sh->head[l] = sh->tail[l] = lap | (v->log[l].units - rest);
-                /* a log starts where the last lap left it, so that main takes nothing new */
-                if (l == SHM_MAIN) /* its ghost sends a key straight to main */
-                    for (uint32_t b = 0; b < v->slot_count; b++)
-                        shm_index_of(v, sh)[b] = 0;
-                if (l == SHM_MAIN) {
+                if (l == SHM_MAIN) { /* its ghost sends a key straight to main */
                     tkey t;
                     make_key(v, &t, 1, 16);
                     shm_index_of(v, sh)[shm_home_bucket(v, t.k.hash) * 8] =
@@ -179,7 +185,8 @@ static void keep_fills_eighty_percent(void)
     }
 }
 
-/* Entries that fill `percent` of the budget; then a hot key is overwritten, and keys come and go. */
+/* Entries that fill `percent` of the budget; then a hot key is overwritten, and keys
+ * come and go. */
 static void nobody_is_evicted(uint32_t probation, uint32_t percent, uint32_t units, uint32_t hot)
 {
     uint64_t n = 0;
@@ -230,8 +237,10 @@ static void flipped_counts_make_no_write_long(void)
                 make_key(v, &t, (1 << 20) + i, 16);
                 sh->counts.live_units[0] = lies[a];
                 sh->counts.live_units[1] = lies[b];
-                LOCKED(v, 0, 0, (shm_store(op, &t.k, &put), walked = op->walked[0] + op->walked[1], 0));
-                CHECK(walked <= 8 * 4400, "a write walked %llu of 4400 units, live flipped to %u, %u",
+                LOCKED(v, 0, 0,
+                       (shm_store(op, &t.k, &put), walked = op->walked[0] + op->walked[1], 0));
+                CHECK(walked <= 8 * 4400,
+                      "a write walked %llu of 4400 units, live flipped to %u, %u",
                       (unsigned long long)walked, lies[a], lies[b]);
             }
             seg_free(&s);
@@ -253,7 +262,8 @@ static void expiry_is_exact_and_memory_comes_back(void)
     CHECK_EQ(get(900, 16, 499), SHM_HIT);
     CHECK_EQ(get(900, 16, 500), SHM_MISS);
     CHECK_EQ(set(2000, 60, shm_expiry_word(2000, 0), 399), SHM_FULL);
-    CHECK_EQ(set(2000, 60, shm_expiry_word(2000, 0), 410), SHM_HIT); /* eleven have expired: swept before CacheFull */
+    CHECK_EQ(set(2000, 60, shm_expiry_word(2000, 0), 410),
+             SHM_HIT); /* eleven have expired: swept before CacheFull */
     CHECK_EQ(sh->expirations, 11);
     CHECK_EQ(sh->min_expiry, 411); /* exact after a round */
     CHECK_EQ(LOCKED(v, 0, 599, (int)shm_sweep_round(op)), (int)n - 11);
@@ -309,7 +319,8 @@ static void reads_count_to_three_in_the_slot(void)
     seg_free(&s);
 }
 
-static int incr(uint64_t id, int64_t delta, int64_t initial, uint64_t expiry, uint64_t now, int64_t *n)
+static int incr(uint64_t id, int64_t delta, int64_t initial, uint64_t expiry, uint64_t now,
+                int64_t *n)
 {
     tkey t;
     shm_put put = {.expiry = expiry};
@@ -325,7 +336,7 @@ static void counters(void)
     CHECK(incr(1, 5, 100, shm_expiry_word(50, 0), 0, &n) == SHM_HIT && n == 105);
     CHECK(incr(1, -6, 0, shm_expiry_word(9999, 0), 10, &n) == SHM_HIT && n == 99);
     get(1, 16, 10);
-    CHECK_EQ(shm_expiry_at(got.expiry), 50); /* keeps its expiry */
+    CHECK_EQ(shm_expiry_at(got.expiry), 50);              /* keeps its expiry */
     CHECK(incr(1, 1, 7, 0, 50, &n) == SHM_HIT && n == 8); /* expired: begins anew, without one */
     get(1, 16, 60);
     CHECK_EQ(got.expiry, 0);
@@ -365,7 +376,8 @@ static void touch_publishes_a_copy(void)
 static void leases_stay_until_the_key_is_written(void)
 {
     tkey t;
-    shm_put put = {.value = "nonce", .value_len = 5, .value_kind = SHM_V_LEASE, .mode = SHM_PUT_ADD};
+    shm_put put = {
+        .value = "nonce", .value_len = 5, .value_kind = SHM_V_LEASE, .mode = SHM_PUT_ADD};
     MAKE(E, .buckets = 64, .main_units = 1000, .probation_units = 100);
     make_key(v, &t, 1, 16);
     t.k.kind |= SHM_K_LEASE;

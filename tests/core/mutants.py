@@ -1,0 +1,207 @@
+"""Breaks the core in one place at a time and asks whether a program of this directory notices.
+
+A test that cannot fail proves nothing. Each mutant below takes away one thing that the core's
+comments call necessary - a recheck, a bound, a step of the repair - in a copy of its sources; the
+program named beside it must then fail. Run by `make mutants`, and in the nightly job.
+
+The exit status is 0 if every mutant was noticed. A mutant whose text is no longer found in the
+sources is an error, so that this list follows the code.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CORE = HERE.parent.parent / "shmcache" / "_core" / "src"
+ENVIRONMENT = {"SEED": "1", "OPS": "12000", "SEGMENTS": "4", "SECONDS_EACH": "6"}
+ENVIRONMENT |= {"FUZZ_SECONDS": "60"}  # a fuzzer ends at its first finding
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one source file, and the program that must notice it."""
+
+    what: str
+    program: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = [
+    Mutant(
+        "a read is not rechecked",
+        "stress_plain",
+        "read.h",
+        "    if (LIKELY(shm_same_word(now, hit->word)))\n        return true;",
+        "    if (now || !now)\n        return true;",
+    ),
+    Mutant(
+        "a mismatch counts without recheck (INV-MISMATCH)",
+        "stress_plain",
+        "read.h",
+        "if (!shm_same_word(RD(slot), w)) { /* INV-MISMATCH */",
+        "if (0) {",
+    ),
+    Mutant(
+        "an entry that runs past the log is parsed",
+        "fuzz",
+        "read.h",
+        "if (UNLIKELY(need > room || (flags & SHM_K_PAD)))",
+        "if (UNLIKELY(flags & SHM_K_PAD))",
+    ),
+    Mutant(
+        "a slot may name an offset beyond the log",
+        "fuzz",
+        "read.h",
+        "    if (UNLIKELY(off >= log->units))\n        return false;",
+        "",
+    ),
+    Mutant(
+        "head and tail are not checked",
+        "fuzz",
+        "log.h",
+        "    if (laps > 1)\n        return false;",
+        "",
+    ),
+    Mutant(
+        "repair trusts the noted slot",
+        "fuzz",
+        "log.h",
+        "if (slot < v->slot_count) {",
+        "if (slot + 1u) {",
+    ),
+    Mutant(
+        "no gap is kept (INV-GAP)",
+        "test_model",
+        "log.h",
+        "    if (v->policy == SHM_POLICY_KEEP || 2 * n <= least)\n        return 2 * n;",
+        "    if (v->policy == SHM_POLICY_KEEP)\n        return 0;",
+    ),
+    Mutant(
+        "repair does not take the tail back",
+        "test_repair",
+        "log.h",
+        "                shm_take_back_tail(v, sh, word);",
+        "                (void)word;",
+    ),
+    Mutant(
+        "repair does not restore the counts",
+        "test_repair",
+        "log.h",
+        "WRR(&sh->counts.entries, RD(&sh->note.counts.entries));",
+        "",
+    ),
+    Mutant(
+        "the slot is stored before the note is armed",
+        "test_repair",
+        "log.h",
+        "    WR(&sh->note.slot, slot);",
+        "    WRR(op->index + slot, word);\n    WR(&sh->note.slot, slot);",
+    ),
+    Mutant(
+        "the head may pass an entry that a slot names (INV-REUSE)",
+        "test_model",
+        "room.h",
+        "    if (slot == SHM_NO_SLOT) { /* dead */",
+        "    if (slot == SHM_NO_SLOT || units > 7) {",
+    ),
+    Mutant(
+        "the key being written may be evicted for it",
+        "test_model",
+        "room.h",
+        "may_evict = v->policy == SHM_POLICY_EVICT && !lease && slot != op->protect &&",
+        "may_evict = v->policy == SHM_POLICY_EVICT && !lease &&",
+    ),
+    Mutant(
+        "the key is not looked up again after room was made",
+        "test_model",
+        "write.h",
+        "    if (op->changed) {",
+        "    if (0) {",
+    ),
+    Mutant(
+        "a stale is rounded down",
+        "test_pure",
+        "view.h",
+        "stale_ms = (stale_ms + 1) >> 1;",
+        "stale_ms >>= 1;",
+    ),
+    Mutant(
+        "probes do not wrap",
+        "test_pure",
+        "view.h",
+        "return b < v->bucket_count ? b : b % v->bucket_count;",
+        "return b;",
+    ),
+    Mutant(
+        "a probation log may lie anywhere",
+        "test_pure",
+        "superblock.h",
+        "sb->probation_off > sb->shard_stride ||",
+        "",
+    ),
+    Mutant(
+        "a lock is taken over from whoever holds it",
+        "test_pure",
+        "lock.h",
+        "return shm_cas(holder, dead, me | SHM_L_CONTENDED);",
+        "return dead && shm_cas(holder, RD(holder), me | SHM_L_CONTENDED);",
+    ),
+    Mutant(
+        "min_expiry is not lowered by a write (INV-MIN-EXPIRY)",
+        "test_model",
+        "write.h",
+        "if (at < RD(&sh->min_expiry))",
+        "if (0)",
+    ),
+]
+
+
+def survives(mutant: Mutant) -> str | None:
+    """What is wrong with this mutant, None if it was noticed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        core, out = Path(scratch, "core"), Path(scratch, "out")
+        shutil.copytree(CORE, core)
+        source = core / mutant.file
+        text = source.read_text()
+        if mutant.old not in text:
+            return f"{mutant.file} no longer has the text that this mutant changes"
+        source.write_text(text.replace(mutant.old, mutant.new, 1))
+        make = ["make", "-s", "-C", str(HERE), f"CORE={core}", f"OUT={out}", "WERROR="]
+        built = subprocess.run([*make, str(out / mutant.program)], capture_output=True, text=True)
+        if built.returncode:
+            return f"does not compile:\n{built.stderr}"
+        run = subprocess.run(
+            [str(out / mutant.program)],
+            capture_output=True,
+            env=os.environ | ENVIRONMENT,
+            timeout=600,
+        )
+        return None if run.returncode else f"{mutant.program} did not notice"
+
+
+def main() -> int:
+    """Tries every mutant whose description holds the words of the command line; 1 on a failure."""
+    words = " ".join(sys.argv[1:])
+    failed = passed = 0
+    for mutant in MUTANTS:
+        if words not in mutant.what:
+            continue
+        wrong = survives(mutant)
+        print(f"  {mutant.what}: {wrong or f'noticed by {mutant.program}'}", flush=True)
+        failed += wrong is not None
+        passed += wrong is None
+    print(f"mutants: {passed} passed, {failed} failed")
+    return int(failed > 0 or passed == 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

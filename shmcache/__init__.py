@@ -43,8 +43,11 @@ from shmcache.errors import (
     WouldBlock,
 )
 from shmcache.keys import Key
+from shmcache.latency import HistogramBucket, LatencyRing, LatencySummary
 from shmcache.segment import CacheInfo, list_caches
 from shmcache.stats import ShardStats, Stats, WaitSummary
+from shmcache.swap import SwapSlot, Watcher
+from shmcache.token import CancellationToken
 from shmcache.verify import Finding
 
 __version__ = "0.1.0.dev0"
@@ -56,15 +59,19 @@ __all__ = [
     "CacheFull",
     "CacheInfo",
     "CacheNotFound",
+    "CancellationToken",
     "Cancelled",
     "Codec",
     "CorruptSegment",
     "DecodeError",
     "Finding",
     "GeometryWarning",
+    "HistogramBucket",
     "InitTimeout",
     "Key",
     "KeyTooLarge",
+    "LatencyRing",
+    "LatencySummary",
     "LayoutMismatch",
     "LimitReached",
     "LockTimeout",
@@ -75,9 +82,11 @@ __all__ = [
     "ShmcacheError",
     "SlotTooLarge",
     "Stats",
+    "SwapSlot",
     "ValueTooLarge",
     "Versioned",
     "WaitSummary",
+    "Watcher",
     "WouldBlock",
     "list_caches",
 ]

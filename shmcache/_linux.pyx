@@ -26,9 +26,9 @@ import os
 import threading
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from cpython.exc cimport PyErr_SetFromErrnoWithFilenameObject
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrnoWithFilenameObject
 from libc.errno cimport EACCES, EAGAIN, errno
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_RDWR, open as c_open
 from posix.stat cimport fstat, struct_stat
@@ -71,6 +71,28 @@ cdef extern from *:
     """
     uint64_t shm_page_load(void*) nogil
     void shm_page_store(void*, uint64_t) nogil
+
+
+cdef extern from *:
+    """
+    #include <limits.h>
+    #include <linux/futex.h>
+    #include <sys/syscall.h>
+    #include <time.h>
+    #include <unistd.h>
+    /* Not FUTEX_PRIVATE: the word is found by file and offset, whoever mapped it where. */
+    static inline void shm_futex_wait(void *word, uint32_t expected, double seconds) {
+        struct timespec t;
+        t.tv_sec = (time_t)seconds;
+        t.tv_nsec = (long)((seconds - (double)t.tv_sec) * 1e9);
+        syscall(SYS_futex, word, FUTEX_WAIT, expected, &t, (void *)0, 0);
+    }
+    static inline void shm_futex_wake(void *word) {
+        syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, (void *)0, (void *)0, 0);
+    }
+    """
+    void shm_futex_wait(void*, uint32_t, double) nogil
+    void shm_futex_wake(void*) nogil
 
 
 cdef enum:
@@ -356,3 +378,30 @@ def probe(str path, list ranges):
     finally:
         c_close(fd)
     return status.st_dev, status.st_ino, held
+
+
+cdef char* futex_word(Mapping mapping, size_t offset) except NULL:
+    if offset % 4 or mapping.size < 4 or offset > mapping.size - 4:
+        raise ValueError(f"offset {offset} is no 32-bit word of {mapping.size} bytes")
+    return <char*>mapping._address + offset
+
+
+def futex_wait(Mapping mapping, size_t offset, uint32_t expected, double seconds):
+    """Sleeps while the 32-bit word at `offset` of a mapping is `expected`, `seconds` at most.
+
+    Returns after `futex_wake`, the time, a signal, or at once where the word is another: it says
+    not which, so look again.  Releases the GIL, keeps the memory mapped, and runs the handlers of
+    signals (`KeyboardInterrupt`).  Needs no permission but to read the word, and leaves nothing
+    behind in any process that dies in it.
+    """
+    cdef char* word = futex_word(mapping, offset)
+    if not seconds > 0:
+        return
+    with nogil:
+        shm_futex_wait(word, expected, min(seconds, 3600.0))
+    PyErr_CheckSignals()
+
+
+def futex_wake(Mapping mapping, size_t offset):
+    """Wakes everybody, of any process, who sleeps on that word.  Costs a system call."""
+    shm_futex_wake(futex_word(mapping, offset))

@@ -29,6 +29,9 @@ from shmcache import _core, codec, geometry, keys, limits, segment, stats, verif
 from shmcache.codec import Codec
 from shmcache.errors import CacheClosed, GeometryWarning, WouldBlock
 from shmcache.keys import Key
+from shmcache.latency import LatencyRing
+from shmcache.swap import SwapSlot
+from shmcache.token import CancellationToken
 from shmcache.views import KEYS, VERSIONS, CacheItems, CacheKeys, CacheValues
 
 __all__ = ["Cache", "Versioned"]
@@ -416,6 +419,13 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             if not fn(key, value)
         )
 
+    def latencies(self, name: str = "default", *, capacity: int = 4096) -> LatencyRing:
+        """The latency ring of that name, shared by all processes. The first to name it sets how
+        many samples it keeps (fewer where the cache has no room for more); 16 names at least, then
+        `LimitReached`. The cache's own gets and sets are in ``"shmcache.get"`` and
+        ``"shmcache.set"``, one in `latency_sampling` of them."""
+        return LatencyRing(self, name, capacity)
+
     # ------------------------------------------------------------------- compare and swap
 
     def gets(self, key: Key) -> Versioned | None:
@@ -465,6 +475,18 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             except LookupError:
                 return default
         return default if path else value
+
+    # ------------------------------------------------------------------ beside the entries
+
+    def slot(self, name: str = "config") -> SwapSlot:
+        """The swap slot of that name: one value that is replaced whole, for read-mostly data. The
+        first use of a name takes one of the cache's `slots` for good (`LimitReached`)."""
+        return SwapSlot(self, name)
+
+    def token(self, name: str) -> CancellationToken:
+        """The cancellation token of that name. The first use of a name takes one of the cache's
+        64 tokens for good (`LimitReached`)."""
+        return CancellationToken(self, name)
 
     # ---------------------------------------------------------------------------- insight
 

@@ -9,7 +9,7 @@ arithmetic, nothing else: it opens, maps and locks nothing.
     clients_off  CLIENT_COUNT slots      CLIENT_BYTES each
     tokens_off   TOKEN_COUNT tokens      TOKEN_BYTES each
     slots_off    slot_count swap slots   slot_stride each: a header and two buffers
-    rings_off    RING_COUNT records      RING_HEADER_BYTES each, then an arena for samples
+    rings_off    lock, RING_COUNT records  RING_HEADER_BYTES each, then an arena for samples
     shards_off   shard_count shards      shard_stride each: header, index, main and probation log
 
 Sizes of structs repeat `layout.h`, the one source of truth; a test compares them with what was
@@ -36,6 +36,7 @@ SUPERBLOCK_BYTES = 4096
 CLIENT_BYTES = 128
 TOKEN_BYTES = 256
 SLOT_HEADER_BYTES = 256
+RINGS_HEADER_BYTES = 64
 RING_HEADER_BYTES = 256
 SHARD_HEADER_BYTES = 512
 ENTRY_HEADER_BYTES = 16
@@ -54,12 +55,13 @@ CLIENT_COUNT = 1024
 TOKEN_COUNT = 64
 """Cancellation tokens that a cache can name (the promise of the public API)."""
 
-RING_COUNT = 16
-"""Latency rings that a cache can name (the promise of the public API)."""
+RING_COUNT = 16 + 2
+"""Latency rings: 16 that a cache can name (the promise of the public API), and the two in which
+it records its own gets and sets."""
 
 RING_ARENA_BYTES = RING_COUNT * (4096 * 8 + 8192)
 """Samples and histograms: each ring at its default capacity of 4,096 words of 8 bytes, and
-8 KiB of log-linear buckets (16 for each power of two of nanoseconds, 8 bytes each)."""
+8 KiB for its log-linear buckets (16 for each power of two of nanoseconds, 8 bytes each: 801)."""
 
 RINGS_SHARE = 16
 """Rings take at most one 16th of a segment: a small cache gets shorter rings, not fewer keys."""
@@ -293,7 +295,8 @@ def plan(
     capacity = _slot_capacity(size, slots, slot_capacity)
     slot_stride = SLOT_HEADER_BYTES + 2 * capacity
     rings_off = slots_off + slots * slot_stride
-    rings_size = min(size // RINGS_SHARE, RING_COUNT * RING_HEADER_BYTES + RING_ARENA_BYTES)
+    directory = RINGS_HEADER_BYTES + RING_COUNT * RING_HEADER_BYTES
+    rings_size = min(size // RINGS_SHARE, directory + RING_ARENA_BYTES)
     rings_size = rings_size // LINE_BYTES * LINE_BYTES
     shards_off = _round_up(rings_off + rings_size, _SHARD_ALIGN)
 

@@ -18,12 +18,15 @@ __all__ = [
     "KEY_MAX",
     "KEY_MAX_INT",
     "KEY_MIN_INT",
+    "LABEL_MAX",
     "NAME_MAX",
     "SHARDS_MAX",
     "SIZE_MIN",
     "TTL_MAX_MS",
     "TTL_MAX_SECONDS",
     "VALUE_MAX",
+    "check_count",
+    "check_label",
     "check_name",
     "check_timeout",
     "ttl_to_ms",
@@ -56,6 +59,9 @@ CLIENTS_MIN: Final = 1 << 10
 
 NAME_MAX: Final = 64
 """Characters of a cache's name; all are ASCII, so bytes as well."""
+
+LABEL_MAX: Final = 63
+"""Bytes of the name of a swap slot, token or ring: 64 in its record, at least one NUL after it."""
 
 CODEC_NAME_MAX: Final = 31
 """Bytes of a codec's name: 32 in the superblock, with at least one NUL after it."""
@@ -107,6 +113,56 @@ def check_name(name: object) -> str:
             f"start with a dot, not {shown}"
         )
     return str.__str__(name)
+
+
+def check_label(what: str, name: object) -> bytes:
+    """Check the name of something inside a cache.
+
+    Args:
+        what: what it is the name of, for messages: "swap slot", "token", "latency ring".
+        name: 1 to `LABEL_MAX` bytes of UTF-8 without NUL.
+
+    Returns:
+        The name as UTF-8, padded with NUL to `LABEL_MAX` + 1 bytes.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it is empty or too long, or has a NUL or a lone surrogate in it.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a {what} must be a str, not {type(name).__name__}")
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name of a {what} must be valid Unicode: {error}") from None
+    if not 1 <= len(encoded) <= LABEL_MAX or 0 in encoded:
+        shown = repr(name) if len(encoded) <= 2 * LABEL_MAX else f"one of {len(encoded)} bytes"
+        raise ValueError(
+            f"the name of a {what} must be 1 to {LABEL_MAX} bytes of UTF-8 without NUL, not {shown}"
+        )
+    return encoded.ljust(LABEL_MAX + 1, b"\0")
+
+
+def check_count(name: str, count: object, most: int, least: int = 0) -> int:
+    """Check a number of things.
+
+    Args:
+        name: of the argument, for the message.
+        count: an int from `least` to `most`.
+        most, least: the bounds.
+
+    Returns:
+        The number, as an exact int.
+
+    Raises:
+        TypeError: it is no int (a bool is none).
+        ValueError: it is out of bounds.
+    """
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"{name} must be an int, not {type(count).__name__}")
+    if not least <= count <= most:
+        raise ValueError(f"{name} must be {least} to {most}, not {count}")
+    return int(count)
 
 
 def check_timeout(name: str, seconds: object) -> float:

@@ -22,6 +22,8 @@ cdef class Attached:
     cdef bint raw
     cdef bint plain_msgpack  # the codec's format is msgpack, and plain types mean themselves
     cdef object mapping, identity_page
+    cdef uint64_t epoch            # moves on with every segment that this handle is connected to
+    cdef dict swap_states          # of this handle's swap slots, by name (swap.pxi)
     cdef object codec, fast_encode, fast_decode, decode_names
     cdef PyObject *decode_args[12]  # [0]: the payload; then the decoder's keyword arguments
     cdef object decode_values       # what owns them
@@ -30,11 +32,19 @@ cdef class Attached:
     cdef readonly str name
     cdef readonly Py_ssize_t max_value_size
     cdef double timeout_s
+    cdef shm_rings_view rings
+    cdef shm_ring_view own[2]      # the cache's own latencies: gets, sets
+    cdef uint32_t sampling         # one call in so many is timed; 0: none
+    cdef uint32_t until_sample     # calls until the next one, counted in strides
+    cdef uint32_t stride           # what `countdown` was last set to
+    cdef uint32_t dice             # state of the generator that draws which call it is
 
     def __cinit__(self):
         self.identity = &_NOBODY
         self.joined = 1
-        self.countdown = LOOK_EVERY
+        self.dice = <uint32_t>shm_now_ns() | 1
+        self.sample_every(DEFAULT_SAMPLING)
+        self.swap_states = {}
 
     def _connect(self, object attachment, object codec, double lock_timeout):
         """Bind this handle to an attachment.  False if another thread was quicker to do so."""
@@ -78,6 +88,7 @@ cdef class Attached:
         self.identity = <const uint64_t *>buf.buf
         PyBuffer_Release(&buf)
         self.joined = self.identity[0]
+        self.epoch += 1
         self._attachment = attachment
         return True
 
@@ -87,6 +98,9 @@ cdef class Attached:
         cdef Py_buffer buf
         PyObject_GetBuffer(self.mapping, &buf, PyBUF_WRITABLE)
         shm_view_init(&self.view, <uint8_t *>buf.buf, sb, client, generation)
+        shm_rings_init(&self.rings, <uint8_t *>buf.buf, sb)
+        shm_ring_open(&self.rings, 0, &self.own[0])
+        shm_ring_open(&self.rings, 1, &self.own[1])
         self.dead = &(<shm_superblock *>buf.buf).dead
         PyBuffer_Release(&buf)
         return 0
@@ -111,13 +125,51 @@ cdef class Attached:
     def lock_timeout(self, seconds):
         self.timeout_s = _limits.check_timeout("lock_timeout", seconds)
 
+    @property
+    def latency_sampling(self):
+        """One get and one set in so many, of this handle's, has its latency recorded in the cache's
+        own rings (`latencies("shmcache.get")`, `latencies("shmcache.set")`); 0: none.
+
+        Which ones is drawn at random, so that no pattern of calls escapes.  256 unless it is set;
+        not shared with other handles.
+        """
+        return self.sampling
+
+    @latency_sampling.setter
+    def latency_sampling(self, every):
+        self.sample_every(_limits.check_count("latency_sampling", every, 1 << 30))
+
+    @cython.final
+    cdef int sample_every(self, uint32_t calls) noexcept:
+        self.sampling = calls
+        self.until_sample = self.draw() if calls else 0
+        self.stride = self.countdown = min(self.until_sample, LOOK_EVERY) if calls else LOOK_EVERY
+        return 0
+
+    @cython.final
+    cdef uint32_t draw(self) noexcept:
+        """1 to 2 * sampling - 1, each as likely: `sampling` calls on average (xorshift32)."""
+        self.dice ^= self.dice << 13
+        self.dice ^= self.dice >> 17
+        self.dice ^= self.dice << 5
+        return 1 + self.dice % (2 * self.sampling - 1)
+
     @cython.final
     cdef inline int ready(self) except -1:
+        """Asked before anything else: may this call go on?  1 where its latency is to be
+        recorded, else 0, which costs nothing: the compiler sees that only look() says 1."""
         if self.identity[0] != self.joined or self.dead[0] != 0:
             self.not_ready()
         self.countdown -= 1
         if self.countdown == 0:
-            self.look()
+            return self.look()
+        return 0
+
+    @cython.final
+    cdef inline int again(self) except -1:
+        """The same question in the middle of a call, after what may have run anything."""
+        if self.identity[0] != self.joined or self.dead[0] != 0:
+            self.not_ready()
         return 0
 
     @cython.final
@@ -153,15 +205,24 @@ cdef class Attached:
     cdef int look(self) except -1:
         cdef uint64_t now = shm_now_ms()
         cdef object attachment
+        cdef bint timed = False
         self.countdown = LOOK_EVERY
+        if self.sampling != 0:
+            if self.until_sample <= self.stride:
+                timed = self.own[0].ring != NULL and self.own[1].ring != NULL
+                self.until_sample = self.draw()
+            else:
+                self.until_sample -= self.stride
+            self.countdown = min(self.until_sample, LOOK_EVERY)
+        self.stride = self.countdown
         if now >= self.look_at_ms:
             self.look_at_ms = now + LOOK_MS
             attachment = self.held()
             if not attachment.still_named():
                 self.gone()
             if self._attachment is not attachment:  # closed or reopened meanwhile
-                self.ready()
-        return 0
+                self.again()
+        return timed
 
     @cython.final
     cdef int same(self, object mapping) except -1:
@@ -194,31 +255,45 @@ cdef class Attached:
     @cython.final
     cdef int acquire_slowly(self, uint32_t shard, double timeout) except -1:
         cdef shm_shard *sh = shm_shard_at(&self.view, shard)
+        cdef uint64_t waited_ns = 0
+        if self.acquire_word(&sh.holder, shard, timeout, None, &waited_ns):
+            shm_repair(&self.view, sh)
+        if waited_ns:
+            self.note_wait(sh, waited_ns)
+        return 0
+
+    @cython.final
+    cdef int acquire_word(self, uint64_t *word, uint32_t semaphore, double timeout, str what,
+                          uint64_t *waited_ns) except -1:
+        """Take the lock behind a holder word, waiting up to `timeout` seconds on a semaphore of
+        the attachment, a slice at a time.  Returns whether it was taken over from the dead: the
+        caller then repairs before anything else.  `what` it guards is for messages; None: the
+        shard of that number.  `waited_ns` is set where a slice was waited at least."""
         cdef uint64_t began, now, deadline, holder
         cdef double slice_s = 0.0005
-        cdef bint waited = False, alive
+        cdef bint waited = False, alive, robbed = False
         cdef object attachment, mapping = self.mapping
 
-        if shm_lock_spin(&sh.holder, self.view.me):
-            return 0
+        if shm_lock_spin(word, self.view.me):
+            return False
         attachment = self.held()
         began = shm_now_ns()
         deadline = began + <uint64_t>(min(timeout, 1e9) * 1e9)
         while True:
-            holder = shm_lock_or_contend(&sh.holder, self.view.me, waited)
+            holder = shm_lock_or_contend(word, self.view.me, waited)
             if holder == 0:
                 break
             now = shm_now_ns()
             if timeout > 0 and now < deadline:
-                attachment.wait(shard, min(slice_s, (deadline - now) / 1e9))
+                attachment.wait(semaphore, min(slice_s, (deadline - now) / 1e9))
                 waited = True
                 self.ready()  # closed, forked or unlinked while waiting
                 self.same(mapping)
-                if RD(&sh.holder) != holder:
+                if RD(word) != holder:
                     continue  # it changed hands: somebody is alive
                 slice_s = min(slice_s * 2, 0.05)
             elif holder == SHM_L_UNDECIDED and timeout > 0:
-                self.refuse_lock(shard, timeout, holder)
+                self.refuse_lock(semaphore, timeout, holder, what)
             if holder != SHM_L_UNDECIDED:
                 alive = shm_lock_word_ok(holder, self.view.client_count)
                 if alive:
@@ -226,15 +301,15 @@ cdef class Attached:
                     self.ready()
                     self.same(mapping)
                 if not alive:
-                    if shm_lock_take_over(&sh.holder, holder, self.view.me):
-                        shm_repair(&self.view, sh)
+                    if shm_lock_take_over(word, holder, self.view.me):
+                        robbed = True
                         break
                     continue
             if shm_now_ns() >= deadline:
-                self.refuse_lock(shard, timeout, holder)
+                self.refuse_lock(semaphore, timeout, holder, what)
         if waited:
-            self.note_wait(sh, shm_now_ns() - began)
-        return 0
+            waited_ns[0] = shm_now_ns() - began
+        return robbed
 
     @cython.final
     cdef int note_wait(self, shm_shard *sh, uint64_t waited_ns) noexcept:
@@ -249,22 +324,24 @@ cdef class Attached:
         return 0
 
     @cython.final
-    cdef int refuse_lock(self, uint32_t shard, double timeout, uint64_t holder) except -1:
+    cdef int refuse_lock(self, uint32_t shard, double timeout, uint64_t holder,
+                         str what) except -1:
         cdef shm_client *who
         cdef uint32_t client = shm_identity_client(holder)
         cdef object attachment = self.held()
         cdef object pid = "?"
+        what = what or f"shard {shard}"
         if client < self.view.client_count:
             who = <shm_client *>(self.view.base +
                                  <uint64_t>attachment.superblock.geometry.clients_off) + client
             pid = who.pid
         if timeout <= 0:
             raise _errors.WouldBlock(
-                f"shard {shard} of cache {self.name!r} is held by client {client} (pid {pid} in "
+                f"{what} of cache {self.name!r} is held by client {client} (pid {pid} in "
                 "its own namespace), which is alive; try again, or call the waiting variant")
         self.view.client.lock_timeouts += 1
         raise _errors.LockTimeout(
-            f"shard {shard} of cache {self.name!r} was held for {timeout:g} s by client {client} "
+            f"{what} of cache {self.name!r} was held for {timeout:g} s by client {client} "
             f"(pid {pid} in its own namespace), which is alive but stopped or starved; resume or "
             "kill it, or raise lock_timeout")
 

@@ -35,6 +35,8 @@ from .core cimport *
 from shmcache import errors as _errors
 from shmcache import keys as _keys
 from shmcache import limits as _limits
+from shmcache._linux import futex_wait as _futex_wait
+from shmcache._linux import futex_wake as _futex_wake
 
 cdef extern from "glue.h" nogil:
     void shm_choose_clock()
@@ -70,7 +72,10 @@ include "keys.pxi"
 include "msgpack.pxi"
 include "values.pxi"
 include "reads.pxi"
+include "ring.pxi"
 include "batches.pxi"
 include "handle.pxi"
 include "cursor.pxi"
+include "swap.pxi"
+include "token.pxi"
 include "tables.pxi"

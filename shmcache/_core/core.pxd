@@ -24,6 +24,13 @@ cdef extern from "core.h" nogil:
     const int SHM_SB_OK, SHM_SB_SIZE, SHM_SB_MAGIC, SHM_SB_VERSION, SHM_SB_SIGNATURE
     const int SHM_SB_CHECKSUM, SHM_SB_TOTAL, SHM_SB_GEOMETRY
     const int SHM_FINDINGS, SHM_INV_COUNT, SHM_FAULT_COUNT
+    const int SHM_REASON_SIZE, SHM_SWAP_TRIES
+    const uint32_t SHM_NO_REASON
+    const uint64_t SHM_SWAP_ANY, SHM_SEAL_COUNT
+    const int SHM_OWN_RINGS
+    const char *SHM_RING_OWN_GET
+    const char *SHM_RING_OWN_SET
+    const uint64_t SHM_MAX_DURATION_NS, SHM_S_TIME_MASK
 
     ctypedef struct shm_superblock:
         uint64_t magic, signature, total_size, nonce, hash_seed, inode, device
@@ -104,9 +111,41 @@ cdef extern from "core.h" nogil:
         uint32_t count
         shm_finding at[32]
 
+    ctypedef struct shm_directory:
+        uint8_t *first
+        uint64_t stride
+        uint32_t count
+
+    ctypedef struct shm_swap:
+        uint64_t word, holder, directory, recoveries
+
+    ctypedef struct shm_swap_view:
+        shm_swap *slot
+        uint64_t capacity
+
+    ctypedef struct shm_swap_copy:
+        uint64_t word, check
+        const uint8_t *bytes
+        uint32_t length, kind
+
+    ctypedef struct shm_token:
+        uint64_t state, holder, directory
+        uint32_t bell
+
     ctypedef struct shm_layout_row:
         const char *name
         uint64_t value
+
+    ctypedef struct shm_ring:
+        uint64_t sum_ns, max_ns
+
+    ctypedef struct shm_rings_view:
+        uint32_t count
+
+    ctypedef struct shm_ring_view:
+        shm_ring *ring
+        uint64_t *histogram
+        uint32_t capacity, bucket_bits, buckets
 
     const shm_layout_row *shm_layout_rows
     uint64_t shm_xxh64(const void *data, size_t n, uint64_t seed)
@@ -148,6 +187,37 @@ cdef extern from "core.h" nogil:
     uint32_t shm_clear_slots(shm_op *op, uint32_t first, uint32_t n)
     uint32_t shm_sweep(shm_op *op, uint32_t slots)
     void shm_verify_shard(shm_op *op, shm_findings *out)
+    void shm_rings_init(shm_rings_view *v, uint8_t *base, const shm_superblock *sb)
+    uint64_t *shm_rings_holder(const shm_rings_view *v)
+    int shm_ring_open(const shm_rings_view *v, uint32_t i, shm_ring_view *r)
+    int shm_ring_lookup(const shm_rings_view *v, const char *name, shm_ring_view *r)
+    int shm_ring_name(const shm_rings_view *v, const char *name, uint32_t capacity,
+                      shm_ring_view *r)
+    void shm_ring_record(const shm_ring_view *r, uint64_t ns, uint64_t now_ms)
+    uint32_t shm_ring_newest(const shm_ring_view *r, uint32_t n, cbool taken, uint64_t *out)
+    uint32_t shm_ring_drain(const shm_ring_view *r, uint32_t n, uint64_t *out)
+    void shm_ring_clear(const shm_ring_view *r)
+    uint64_t shm_sample_ns(uint64_t w)
+    uint64_t shm_sample_age_ms(const shm_ring_view *r, uint64_t w, uint64_t now_ms)
+    uint64_t shm_step_low(uint32_t step, uint32_t bits)
+
+    int shm_record_find(const shm_directory *d, uint32_t parent, const char *name, uint32_t *at)
+    int shm_record_claim_locked(const shm_directory *d, uint32_t parent, const char *name,
+                                uint32_t *at)
+    uint64_t shm_sealed_count(uint64_t word)
+    cbool shm_sealed_ok(uint64_t word)
+    int shm_swap_read_begin(const shm_swap_view *v, shm_swap_copy *c)
+    cbool shm_swap_unchanged(const shm_swap_view *v, const shm_swap_copy *c)
+    cbool shm_swap_sound(const shm_swap_copy *c, const void *data)
+    int shm_swap_store_locked(const shm_swap_view *v, const void *data, uint32_t length,
+                              uint32_t kind, uint64_t digest, uint64_t expected,
+                              uint64_t *version)
+    int shm_token_state(const shm_token *t)
+    int shm_token_reason(const shm_token *t, char *out, uint32_t *length)
+    int shm_token_cancel_locked(shm_token *t, const char *reason, uint32_t length)
+    int shm_token_reset_locked(shm_token *t)
+    void shm_token_ring(shm_token *first)
+    uint32_t shm_token_bell(const shm_token *first)
     uint64_t RD(const uint64_t *p)
     uint64_t RDA(const uint64_t *p)
     void WR(uint64_t *p, uint64_t x)

@@ -31,17 +31,33 @@ cdef class Handle(Reads):
                  bint keep_expiry, double timeout) except -100:
         """Encode, take the shard, store, release.  Returns SHM_HIT or the condition that failed
         (SHM_EXISTS, SHM_MISS, SHM_MISMATCH); every other refusal raises."""
+        cdef object mapping
+        cdef shm_ring_view ring
+        cdef uint64_t began
+        cdef int r
+
+        if not self.ready():
+            return self.put_ready(key, value, ttl, mode, version, keep_expiry, timeout)
+        mapping = self.mapping  # another thread may close or reopen the handle
+        ring = self.own[1]
+        began = shm_now_ns()
+        r = self.put_ready(key, value, ttl, mode, version, keep_expiry, timeout)
+        shm_ring_record(&ring, min(shm_now_ns() - began, SHM_MAX_DURATION_NS), shm_now_ms())
+        return r
+
+    @cython.final
+    cdef int put_ready(self, object key, object value, object ttl, int mode, uint64_t version,
+                       bint keep_expiry, double timeout) except -100:
         cdef CKey k
         cdef CValue v
         cdef shm_put p
         cdef object keep, keep_value
         cdef uint64_t ttl_ms = _ttl_ms(ttl)
 
-        self.ready()
         keep = _encode_key(self, key, &k)
         keep_value = _encode_value(self, value, &v)
         self.check_size(&k, &v, ttl_ms)
-        self.ready()  # the codec may have run anything
+        self.again()  # the codec may have run anything
         p.value = v.data
         p.value_len = <uint32_t>v.len
         p.value_kind = v.kind

@@ -24,7 +24,7 @@ cdef object _encode_key(Attached h, object key, CKey *out):
             n = PyUnicode_GET_LENGTH(key)
         else:
             kind, keep = _keys.encode(key)
-            h.ready()
+            h.again()
             out.k.data = <const uint8_t *>PyBytes_AS_STRING(keep)
             n = PyBytes_GET_SIZE(keep)
     elif type(key) is bytes:
@@ -41,7 +41,7 @@ cdef object _encode_key(Attached h, object key, CKey *out):
         n = 8
     else:
         kind, keep = _keys.encode(key)
-        h.ready()
+        h.again()
         out.k.kind = kind
         out.k.data = <const uint8_t *>PyBytes_AS_STRING(keep)
         n = PyBytes_GET_SIZE(keep)

@@ -46,6 +46,19 @@ cdef class Reads(Attached):
         raise self.corrupt("INV-REUSE", "a slot kept changing under a reader", key)
 
     @cython.final
+    cdef object fetch_timed(self, object key):
+        """Encode, fetch, and record how long it took: the call that sampling has drawn."""
+        cdef CKey k
+        cdef object keep, value
+        cdef object mapping = self.mapping  # another thread may close or reopen the handle
+        cdef shm_ring_view ring = self.own[0]
+        cdef uint64_t began = shm_now_ns()
+        keep = _encode_key(self, key, &k)
+        value = self.fetch(&k.k, NULL, True)
+        shm_ring_record(&ring, min(shm_now_ns() - began, SHM_MAX_DURATION_NS), shm_now_ms())
+        return value
+
+    @cython.final
     cdef object corrupt(self, str invariant, str what, shm_key *key):
         return _errors.CorruptSegment(
             f"{invariant} does not hold in shard {shm_shard_of(&self.view, key.hash)} of cache "
@@ -61,17 +74,21 @@ cdef class Reads(Attached):
         """
         cdef CKey k
         cdef object keep, value
-        self.ready()
-        keep = _encode_key(self, key, &k)
-        value = self.fetch(&k.k, NULL, True)
+        if self.ready():
+            value = self.fetch_timed(key)
+        else:
+            keep = _encode_key(self, key, &k)
+            value = self.fetch(&k.k, NULL, True)
         return default if value is _MISSING else value
 
     def __getitem__(self, key):
         cdef CKey k
         cdef object keep, value
-        self.ready()
-        keep = _encode_key(self, key, &k)
-        value = self.fetch(&k.k, NULL, True)
+        if self.ready():
+            value = self.fetch_timed(key)
+        else:
+            keep = _encode_key(self, key, &k)
+            value = self.fetch(&k.k, NULL, True)
         if value is _MISSING:
             raise KeyError(key)
         return value

@@ -17,12 +17,12 @@ cdef class Ring:
     cdef uint32_t wanted
     cdef readonly str name  # of the ring
 
-    def __init__(self, Attached handle not None, str name, bytes padded, uint32_t capacity):
-        if len(padded) != SHM_NAME_SIZE:
-            raise ValueError(f"a padded name has {SHM_NAME_SIZE} bytes, not {len(padded)}")
+    def __init__(self, Attached handle not None, str name, uint32_t capacity):
+        self.padded = name.encode().ljust(SHM_NAME_SIZE, b"\0")
+        if len(self.padded) != SHM_NAME_SIZE:
+            raise ValueError(f"the name {name!r} has more than {SHM_NAME_SIZE} bytes")
         self.handle = handle
         self.name = name
-        self.padded = padded
         self.wanted = capacity
         self.bind()
 

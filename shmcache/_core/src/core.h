@@ -6,6 +6,7 @@
 #include "atomics.h"
 #include "hash.h"
 #include "view.h"
+#include "ring.h"
 #include "superblock.h"
 #include "lock.h"
 #include "log.h"
@@ -13,5 +14,8 @@
 #include "room.h"
 #include "write.h"
 #include "verify.h"
+#include "directory.h"
+#include "swap.h"
+#include "token.h"
 
 #endif

@@ -12,7 +12,7 @@
  *   clients       clients_off            client_count x shm_client
  *   tokens        tokens_off             token_count x SHM_TOKEN_SIZE     (cancellation tokens)
  *   swap slots    slots_off              slot_count x slot_stride         (header, two buffers)
- *   rings         rings_off              ring directory, then an arena    (latency rings)
+ *   rings         rings_off              shm_rings, ring directory, arena (latency rings)
  *   shards        shards_off             shard_count x shard_stride:
  *                                        shm_shard, index (buckets), main log, probation log
  *
@@ -25,7 +25,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC 0x65686361636d6873ull /* "shmcache" read as little-endian bytes */
-#define SHM_LAYOUT_VERSION 1u
+#define SHM_LAYOUT_VERSION 2u
 
 #define SHM_LINE 64u      /* bytes in a cache line */
 #define SHM_UNIT 16u      /* bytes in a log unit: every entry and pad is a whole number of them */
@@ -38,6 +38,8 @@
 #define SHM_CODEC_SIZE 32u
 #define SHM_TOKEN_SIZE 256u
 #define SHM_SLOT_HEADER_SIZE 256u
+#define SHM_REASON_SIZE 128u /* bytes of a token's reason; longer ones are cut */
+#define SHM_NO_REASON 0xffffffffu
 #define SHM_RING_HEADER_SIZE 256u
 #define SHM_WAIT_BUCKETS 16u /* lock waits: bucket i counts waits below 2^i microseconds */
 
@@ -295,12 +297,131 @@ _Static_assert(offsetof(shm_shard, sets) == 320, "statistics lines");
 _Static_assert(offsetof(shm_shard, wait_histogram) == 448, "histogram line");
 _Static_assert(sizeof(shm_shard) == 512, "shard header size");
 
-/* --------------------------------------------------- swap slots, tokens, rings: regions kept
- * Drawn now so that the segment need not move when they are filled in.  A swap slot is
- * SHM_SLOT_HEADER_SIZE bytes (name, holder word, sequence, lengths, checksums) and two buffers
- * of slot_capacity bytes; a token is one SHM_TOKEN_SIZE record (name, parent, state, reason);
- * the ring directory is ring_count x SHM_RING_HEADER_SIZE (name, head, totals, place of samples
- * and histogram), followed by the arena from which named rings take their samples.
+/* ------------------------------------------------ names of swap slots and of tokens
+ * `seal` is stored last: 0 means that the record is free, whatever else is in it.  A record that
+ * was sealed never changes again, and is never freed.
  */
+typedef struct shm_record {
+    uint64_t seal;      /* XXH64 of parent and name, lowest bit set; 0: free */
+    uint32_t parent;    /* of a token: its parent's number + 1; 0: it has none */
+    uint32_t reserved;
+    char name[SHM_NAME_SIZE]; /* UTF-8, NUL padded */
+} shm_record;
+_Static_assert(sizeof(shm_record) == 80, "a record of a directory");
+
+/* ------------------------------------------------------------------- a sealed word
+ * Version of a swap slot, state of a token: a count that only grows, and a check of it, in one
+ * word, so that flipped bytes are noticed and a single store moves both.
+ *
+ *   bits 0-47 count   48-63 check: the exclusive or of the three 16-bit parts of the count and
+ *   SHM_SEAL_CHECK.   All zero: never stored.
+ */
+#define SHM_SEAL_COUNT ((1ull << 48) - 1)
+#define SHM_SEAL_CHECK 0x5357ull
+
+/* -------------------------------------------------------------------- a swap slot
+ * A header of SHM_SLOT_HEADER_SIZE bytes, then two buffers of slot_capacity bytes each.  See
+ * swap.h for the protocol.
+ */
+typedef struct shm_swap_buffer { /* what is in one of the two buffers */
+    uint32_t length; /* bytes */
+    uint32_t kind;   /* SHM_V_* */
+    uint64_t check;  /* XXH64 of the bytes, then of that, the version and the kind */
+} shm_swap_buffer;
+_Static_assert(sizeof(shm_swap_buffer) == 16, "a buffer's description is two words");
+
+typedef struct shm_swap {
+    /* line 0: what readers load; also the futex (its low half) that waiters sleep on */
+    uint64_t word;             /* sealed version; its bit 0 names the current buffer */
+    shm_swap_buffer buffer[2]; /* written by the holder; read between two loads of `word` */
+    uint8_t pad0[24];
+    /* line 1: the locks */
+    uint64_t holder;    /* of this slot: who may store */
+    uint64_t directory; /* in slot 0 only: who may name a slot */
+    uint64_t recoveries; /* takeovers of `holder` from the dead */
+    uint8_t pad1[40];
+    /* lines 2 and 3: the name */
+    shm_record record;
+    uint8_t pad2[48];
+} shm_swap;
+_Static_assert(offsetof(shm_swap, holder) == 64, "writers' line");
+_Static_assert(offsetof(shm_swap, record) == 128, "name lines");
+_Static_assert(sizeof(shm_swap) == SHM_SLOT_HEADER_SIZE, "swap slot header size");
+
+/* ----------------------------------------------------------------- a cancellation token
+ * See token.h for the protocol.
+ */
+typedef struct shm_token {
+    uint64_t state;     /* sealed count of cancels and resets: odd while cancelled */
+    uint64_t holder;    /* who may cancel or reset */
+    uint64_t directory; /* in token 0 only: who may name a token */
+    uint64_t reason_check;  /* XXH64 of the reason's bytes, seed: the state's count */
+    uint32_t reason_length; /* bytes; SHM_NO_REASON: None.  Immutable while cancelled */
+    uint32_t bell;      /* in token 0 only: rung by every cancel; the futex of all waiters */
+    shm_record record;
+    char reason[SHM_REASON_SIZE]; /* UTF-8 */
+    uint8_t pad0[8];
+} shm_token;
+_Static_assert(offsetof(shm_token, record) == 40, "name of a token");
+_Static_assert(sizeof(shm_token) == SHM_TOKEN_SIZE, "token size");
+
+/* -------------------------------------------------------------------------- latency rings
+ * The region: one shm_rings, then the directory (ring_count x shm_ring), then the arena, from
+ * which each named ring has its samples and its histogram.  See ring.h.
+ *
+ * A sample is one 64-bit word; 0: never written.
+ *
+ *   bits    field     meaning
+ *   0-15    duration  nanoseconds, log-linear: 1,024 steps for each power of two (error 0.05%)
+ *   16-51   time      milliseconds since the segment was created, modulo 2^36 (2.2 years)
+ *   52-62   lap       1 + the position's lap modulo 2,047: never 0
+ *   63      taken     handed out by drain; the only bit that is ever set later
+ */
+#define SHM_S_DURATION_BITS 16
+#define SHM_S_DURATION ((1ull << SHM_S_DURATION_BITS) - 1)
+#define SHM_S_TIME_SHIFT 16
+#define SHM_S_TIME_BITS 36
+#define SHM_S_TIME_MASK ((1ull << SHM_S_TIME_BITS) - 1)
+#define SHM_S_TIME (SHM_S_TIME_MASK << SHM_S_TIME_SHIFT)
+#define SHM_S_LAP_SHIFT 52
+#define SHM_S_LAPS 2047u
+#define SHM_S_LAP (0x7ffull << SHM_S_LAP_SHIFT)
+#define SHM_S_TAKEN (1ull << 63)
+_Static_assert((SHM_S_DURATION ^ SHM_S_TIME ^ SHM_S_LAP ^ SHM_S_TAKEN) == ~0ull,
+               "the fields of a sample tile it");
+
+typedef struct shm_rings {
+    uint64_t holder; /* the directory's lock: who names a ring; a holder word as a shard's */
+    uint8_t pad0[56];
+} shm_rings;
+_Static_assert(sizeof(shm_rings) == SHM_LINE, "the lock has a line of its own");
+
+typedef struct shm_ring {
+    /* lines 0 and 1: stored under the directory's lock, `named` last; then immutable */
+    char name[SHM_NAME_SIZE]; /* UTF-8, NUL padded */
+    uint64_t named;           /* 1: this record is a ring; never taken back */
+    uint64_t samples_off;     /* bytes from the region's start; 2^word_bits words */
+    uint64_t histogram_off;   /* bytes from the region's start; counts of 8 bytes */
+    uint32_t capacity;        /* samples kept, at most 2^word_bits */
+    uint32_t word_bits;
+    uint32_t bucket_bits;     /* 2^bucket_bits buckets for each power of two of nanoseconds */
+    uint32_t reserved0;
+    uint64_t reserved1[3];
+    /* line 2: recorders add, clear() sets to 0 (but head, which only grows) */
+    uint64_t head;            /* positions given out so far */
+    uint64_t sum_ns;
+    uint64_t max_ns;
+    uint64_t reserved2[5];
+    /* line 3: drain and clear */
+    uint64_t tail;            /* a hint: no position before it has anything left to take */
+    uint64_t cleared;         /* head when clear() was last called: nothing before it counts */
+    uint64_t reserved3[6];
+} shm_ring;
+_Static_assert(offsetof(shm_ring, named) == 64, "the end of a name");
+_Static_assert(offsetof(shm_ring, head) == 128, "recorders' line");
+_Static_assert(offsetof(shm_ring, tail) == 192, "drainers' line");
+_Static_assert(sizeof(shm_ring) == SHM_RING_HEADER_SIZE, "ring record size");
+
+
 
 #endif

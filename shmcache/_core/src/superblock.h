@@ -6,7 +6,7 @@
 #ifndef SHMCACHE_SUPERBLOCK_H
 #define SHMCACHE_SUPERBLOCK_H
 
-#include "view.h"
+#include "ring.h"
 
 /* Every struct and field whose place matters: the signature is a hash of this table, so two
  * builds that disagree about one byte cannot share a segment. */
@@ -50,7 +50,24 @@
     S(shm_note)                                                                                  \
     F(shm_note, armed) F(shm_note, slot) F(shm_note, word) F(shm_note, counts)                   \
     S(shm_counts)                                                                                \
-    F(shm_counts, entries) F(shm_counts, leases) F(shm_counts, live_units)
+    F(shm_counts, entries) F(shm_counts, leases) F(shm_counts, live_units)                       \
+    S(shm_record)                                                                                \
+    F(shm_record, seal) F(shm_record, parent) F(shm_record, name)                                \
+    S(shm_swap_buffer)                                                                           \
+    F(shm_swap_buffer, length) F(shm_swap_buffer, kind) F(shm_swap_buffer, check)                \
+    S(shm_swap)                                                                                  \
+    F(shm_swap, word) F(shm_swap, buffer) F(shm_swap, holder) F(shm_swap, directory)             \
+    F(shm_swap, recoveries) F(shm_swap, record)                                                  \
+    S(shm_token)                                                                                 \
+    F(shm_token, state) F(shm_token, holder) F(shm_token, directory)                             \
+    F(shm_token, reason_check) F(shm_token, reason_length) F(shm_token, bell)                    \
+    F(shm_token, record) F(shm_token, reason)                                                    \
+    S(shm_rings) F(shm_rings, holder)                                                            \
+    S(shm_ring)                                                                                  \
+    F(shm_ring, name) F(shm_ring, named) F(shm_ring, samples_off) F(shm_ring, histogram_off)     \
+    F(shm_ring, capacity) F(shm_ring, word_bits) F(shm_ring, bucket_bits)                        \
+    F(shm_ring, head) F(shm_ring, sum_ns) F(shm_ring, max_ns) F(shm_ring, tail)                  \
+    F(shm_ring, cleared)
 
 typedef struct shm_layout_row {
     const char *name;
@@ -75,7 +92,7 @@ static uint64_t shm_superblock_checksum(const shm_superblock *sb)
 }
 
 /* Complete a superblock whose fields are set (all but magic, version, signature, checksum) and
- * initialise the shards of a zeroed segment. */
+ * initialise the shards and the cache's own rings of a zeroed segment. */
 static void shm_format(uint8_t *base, shm_superblock *sb)
 {
     sb->magic = SHM_MAGIC;
@@ -88,6 +105,7 @@ static void shm_format(uint8_t *base, shm_superblock *sb)
         sh->min_expiry = ~0ull;
         sh->sweep_min = ~0ull;
     }
+    shm_rings_format(base, sb);
     memcpy(base, sb, sizeof *sb);
 }
 
@@ -148,8 +166,10 @@ static int shm_check_superblock(const shm_superblock *sb, uint64_t file_size)
         sb->probation_off < sb->main_off + (uint64_t)sb->main_units * SHM_UNIT ||
         sb->probation_off % SHM_UNIT || sb->probation_off > sb->shard_stride ||
         (sb->slot_count && (sb->slot_stride < SHM_SLOT_HEADER_SIZE ||
-                            sb->slot_capacity > (sb->slot_stride - SHM_SLOT_HEADER_SIZE) / 2)) ||
-        (uint64_t)sb->ring_count * SHM_RING_HEADER_SIZE > sb->rings_size ||
+                            sb->slot_capacity > (sb->slot_stride - SHM_SLOT_HEADER_SIZE) / 2 ||
+                            sb->slot_capacity > 0xffffffffu)) ||
+        (sb->ring_count && sizeof(shm_rings) + (uint64_t)sb->ring_count * sizeof(shm_ring) >
+                               sb->rings_size) ||
         !shm_region_ok(sb->main_off, logs, sb->shard_stride) ||
         sb->probation_off + (uint64_t)sb->probation_units * SHM_UNIT > sb->shard_stride)
         return SHM_SB_GEOMETRY;

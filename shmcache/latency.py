@@ -17,10 +17,12 @@ uses, 1 to 4 ms coarse, in milliseconds since the cache was created, modulo 2.2 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -43,7 +45,8 @@ _OWN: Final = (_core.RING_OWN_GET, _core.RING_OWN_SET)
 _TICK_SECONDS: Final = 0.004  # the coarsest clock that samples are stamped with
 
 
-class LatencySummary(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LatencySummary:
     """A ring in figures; durations in seconds.
 
     `count`, `mean` and `max` are over the ring's lifetime (or since `clear`), `p50` to `p999` over
@@ -61,17 +64,22 @@ class LatencySummary(NamedTuple):
     max: float
     last_at: float | None
 
+    def as_dict(self) -> dict[str, float | None]:
+        """The same as a plain dict, ready for JSON."""
+        return dataclasses.asdict(self)
+
 
 class HistogramBucket(NamedTuple):
     """`count` durations of `lower` seconds or more, and less than `upper`."""
 
     lower: float
     upper: float
-    count: int
+    count: int  # type: ignore[assignment]  # as in LatencySummary; hides tuple.count
 
 
 class Timing:
-    """The ``with`` block of `LatencyRing.time`: `seconds` is how long it took, once it has ended."""
+    """The ``with`` block of `LatencyRing.time`; `seconds` is how long it took, None until it has
+    ended."""
 
     __slots__ = ("_began_ns", "_ring", "seconds")
 
@@ -114,7 +122,7 @@ class LatencyRing(_core.Ring):
     _capacity: int
 
     def __init__(self, cache: Cache, name: str = "default", capacity: int = 4096) -> None:
-        padded = limits.check_label("latency ring", name)
+        name = limits.check_label("latency ring", name).rstrip(b"\0").decode()
         if name.startswith(_RESERVED) and name not in _OWN:
             raise ValueError(
                 f"names of latency rings that begin with {_RESERVED!r} are the cache's own "
@@ -122,7 +130,7 @@ class LatencyRing(_core.Ring):
             )
         self._cache = cache
         self._capacity = limits.check_count("capacity", capacity, CAPACITY_MAX, 1)
-        super().__init__(cache, str(name), padded, self._capacity)
+        super().__init__(cache, name, self._capacity)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LatencyRing, (self._cache, self.name, self._capacity)

@@ -263,6 +263,7 @@ def test_the_structs_are_those_that_were_compiled() -> None:
         "TOKEN_BYTES": "SHM_TOKEN_SIZE",
         "SLOT_HEADER_BYTES": "SHM_SLOT_HEADER_SIZE",
         "RING_HEADER_BYTES": "SHM_RING_HEADER_SIZE",
+        "RINGS_HEADER_BYTES": "sizeof.shm_rings",
         "BUCKET_SLOTS": "SHM_BUCKET_SLOTS",
         "MAX_SHARDS": "SHM_MAX_SHARDS",
         "MAX_LOG_UNITS": "SHM_MAX_LOG_UNITS",

@@ -72,7 +72,9 @@ def test_constants_are_the_compiled_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "title", ["The slot word", "The holder word", "The expiry word"], ids=str.split
+    "title",
+    ["The slot word", "The holder word", "The expiry word", "The sample word"],
+    ids=str.split,
 )
 def test_bits_tile_the_word(title: str) -> None:
     rows = re.findall(r"^\| (\d+)(?:-(\d+))? \|", section(title), re.MULTILINE)

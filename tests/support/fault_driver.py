@@ -28,6 +28,7 @@ from support.processes import wait_zombie
 from support.segments import holder
 
 PASSAGES = (1, 2, 7)
+ELSEWHERE = ("record_", "swap_", "token_", "ring_")  # points of what is outside the shards
 SURVIVOR_S = 1.0
 _stamps = itertools.count(1)
 
@@ -258,6 +259,7 @@ def one_death(path: Path, point: int, passage: int) -> bool:
         for n in range(path.resident):
             cache[f"resident {n}"] = payload(f"resident {n}", 50 + n * 31)
         path.prepare(cache)
+        cache.latency_sampling = 0  # a death while a latency is recorded would be after the write
         before = dict(cache.items())
         stats = cache.stats()
         if path.first_death is not None:
@@ -313,6 +315,8 @@ def go_on(cache: Cache) -> None:
 def deaths(path: Path) -> Iterator[tuple[str, int, str | None]]:
     """(point, passage, None or what was wrong) for every death that the path can be made to die."""
     for name, point in _core.FAULT_POINTS.items():
+        if name.startswith(ELSEWHERE):
+            continue
         for passage in PASSAGES:
             try:
                 if not one_death(path, point, passage):

@@ -49,3 +49,10 @@ class CacheItems(ItemsView[Any, Any]):
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         return _core.Cursor(self._mapping, ITEMS)
+
+    def __contains__(self, item: object) -> bool:
+        # As in a dict's items(): what is no pair is in none. And as in the cache: nor is a key of
+        # a type that cannot be stored, where the inherited method would raise TypeError.
+        if not isinstance(item, tuple) or len(item) != 2 or item[0] not in self._mapping:
+            return False
+        return super().__contains__(item)

@@ -1,5 +1,6 @@
 # cython: language_level=3, binding=False, boundscheck=False, wraparound=False
-# cython: initializedcheck=False, embedsignature=False, cdivision=True
+# cython: initializedcheck=False, embedsignature=True, embedsignature.format=clinic
+# cython: cdivision=True
 """The thin layer between Python objects and the C core.
 
 Place: level 2 of the house.  It turns keys and values into bytes and back, takes and releases

@@ -278,8 +278,14 @@ cdef class Handle(Reads):
                 f"{type(initial).__name__}")
         self.ready()
         keep = _encode_key(self, key, &k)
-        change = delta if sign > 0 else -delta  # OverflowError past 64 bits
-        start = initial
+        try:
+            change = delta if sign > 0 else -delta
+            start = initial
+        except OverflowError:
+            raise OverflowError(
+                f"counters are signed 64-bit: {'adding' if sign > 0 else 'subtracting'} "
+                f"{delta} {'to' if sign > 0 else 'from'} {key!r:.80} of cache {self.name!r}, or "
+                f"starting at {initial} is past that; it was left as it is") from None
         shard = shm_shard_of(&self.view, k.k.hash)
         memset(&p, 0, sizeof(p))
         self.acquire(shard, timeout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import inspect
 import math
 import uuid
 from collections.abc import Callable
@@ -246,6 +247,31 @@ def test_in_is_false_for_what_can_be_no_key(cache: Cache, foreign: Any) -> None:
     cache["k"] = 1
     assert foreign not in cache
     assert foreign not in cache.keys()  # noqa: SIM118 - the view is what is tested
+    assert (foreign, 1) not in cache.items()
+    for no_pair in (foreign, ("k",), ("k", 1, 1)):
+        assert no_pair not in cache.items()
+
+
+def test_signatures_are_the_documented_ones() -> None:
+    documented = {
+        "get": "(key, default=None)",
+        "set": "(key, value, ttl=None)",
+        "add": "(key, value, ttl=None)",
+        "replace": "(key, value, ttl=None)",
+        "delete": "(key)",
+        "get_many": "(keys)",
+        "set_many": "(mapping, ttl=None)",
+        "delete_many": "(keys)",
+        "incr": "(key, delta=1, *, initial=0, ttl=None)",
+        "decr": "(key, delta=1, *, initial=0, ttl=None)",
+        "cas": "(key, value, version, ttl=None)",
+        "touch": "(key, ttl=None)",
+        "ttl": "(key)",
+    }
+    for name, wanted in documented.items():
+        found = inspect.signature(getattr(Cache, name))
+        parameters = [p for p in found.parameters.values() if p.name != "self"]
+        assert str(found.replace(parameters=parameters)) == wanted, name
 
 
 def test_incr_and_decr(cache: Cache) -> None:
@@ -276,9 +302,9 @@ def test_incr_stays_within_64_bits(cache: Cache, limit: int) -> None:
         cache.incr("absent", step, initial=limit)
     assert "absent" not in cache
     for huge in (2**63, -(2**63) - 1, 2**100):
-        with pytest.raises(OverflowError):
+        with pytest.raises(OverflowError, match=f"64-bit: adding {huge} to 'absent'"):
             cache.incr("absent", huge)
-        with pytest.raises(OverflowError):
+        with pytest.raises(OverflowError, match=f"starting at {huge} "):
             cache.incr("absent", initial=huge)
     assert "absent" not in cache
 

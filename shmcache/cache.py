@@ -139,6 +139,8 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             raise ValueError(f"create must be None, True or False, not {create!r}")
         if policy not in (None, "evict", "keep"):
             raise ValueError(f"policy must be 'evict' or 'keep', not {policy!r}")
+        if persist not in (None, True, False):
+            raise ValueError(f"persist must be None, True or False, not {persist!r}")
         _check_local_entries(local_entries)
         self._last = None
         self._pop_at = 0
@@ -269,7 +271,8 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             f"Cache({self.name!r}) for another handle"
         )
 
-    __deepcopy__ = None
+    def __deepcopy__(self, memo: object) -> Self:
+        return self.__copy__()
 
     def __repr__(self) -> str:
         if self.closed:

@@ -81,6 +81,7 @@ NONSENSE: dict[str, list[Any]] = {
     "slots": [-1],
     "slot_capacity": [-1, "x"],
     "mode": [-1, 0o10000],
+    "persist": ["yes", 2],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import pickle
@@ -352,6 +353,12 @@ def test_pickles_to_attach_by_name(open_cache: Callable[..., Cache]) -> None:
         copy["k"] = 3
     assert cache["k"] == 3
     assert not cache.closed
+
+
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy])
+def test_copies_are_refused(open_cache: Callable[..., Cache], copier: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match="open Cache"):
+        copier(open_cache(size="1MiB"))
 
 
 def test_unpickling_never_creates(cache_name: str) -> None:

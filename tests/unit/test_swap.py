@@ -1,0 +1,598 @@
+"""Swap slots in one process: what each call returns and refuses, threads, damage, a model."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from support.forks import FORKS, in_child
+from support.names import unique_name
+
+from shmcache import (
+    Cache,
+    CacheClosed,
+    CacheNotFound,
+    CorruptSegment,
+    LimitReached,
+    SlotTooLarge,
+    SwapSlot,
+    _core,
+)
+
+LAYOUT = _core.LAYOUT
+VALUES = [
+    b"",
+    b"bytes",
+    "",
+    "ascii",
+    "é\ud800",
+    0,
+    -1,
+    1 << 62,
+    1 << 63,
+    -(1 << 200),
+    1.5,
+    None,
+    True,
+    False,
+    (1, {"a": [b"b"]}),
+    {"nested": {"list": [1, 2.5, None]}},
+]
+
+
+def test_nothing_before_the_first_store(cache: Cache) -> None:
+    slot = cache.slot()
+    assert isinstance(slot, SwapSlot)
+    assert slot.name == "config"
+    assert slot.load() is None
+    assert slot.load_versioned() == (None, 0)
+    assert slot.wait(0, 0.001) is None
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_a_value_comes_back_as_what_it_was(cache: Cache, value: Any) -> None:
+    slot = cache.slot()
+    assert slot.store("before") == 1
+    assert slot.store(value) == 2
+    assert slot.load() == value
+    assert type(slot.load()) is type(value)
+    assert slot.load_versioned() == (value, 2)
+
+
+def test_an_unchanged_value_is_the_very_same_object(cache: Cache) -> None:
+    slot = cache.slot()
+    slot.store({"a": [1]})
+    first = slot.load()
+    assert slot.load() is first
+    assert cache.slot().load() is first, "slots of one handle share what they decoded"
+    assert slot.load_versioned()[0] is first
+    slot.store({"a": [1]})
+    assert slot.load() is not first
+
+
+def test_other_handles_see_a_store_at_once(open_cache: Callable[..., Cache]) -> None:
+    one = open_cache()
+    other = open_cache(one.name)
+    one.slot("x").store([1])
+    assert other.slot("x").load() == [1]
+    other.slot("x").store([2])
+    assert one.slot("x").load_versioned() == ([2], 2)
+
+
+def test_compare_and_swap(cache: Cache) -> None:
+    slot = cache.slot()
+    assert not slot.compare_and_swap(1, "no")
+    assert slot.compare_and_swap(0, "first")
+    assert not slot.compare_and_swap(0, "again")
+    assert slot.compare_and_swap(1, "second")
+    assert not slot.compare_and_swap(1 << 70, "no")
+    assert slot.load_versioned() == ("second", 2)
+    with pytest.raises(ValueError, match="-1"):
+        slot.compare_and_swap(-1, "no")
+
+
+def test_rcu_returns_the_new_value_and_retries(cache: Cache) -> None:
+    slot = cache.slot()
+    assert slot.rcu(lambda value: [value]) == [None]
+    seen = []
+
+    def add(value: Any) -> Any:
+        seen.append(value)
+        if len(seen) == 1:
+            slot.store(["in between"])
+        return [*value, "added"]
+
+    assert slot.rcu(add) == ["in between", "added"]
+    assert seen == [[None], ["in between"]]
+    with pytest.raises(ZeroDivisionError):
+        slot.rcu(lambda value: 1 / 0)
+    assert slot.load_versioned() == (["in between", "added"], 3)
+
+
+def test_a_value_that_is_too_large_leaves_the_old_one(cache: Cache) -> None:
+    slot = cache.slot()
+    slot.store("old")
+    assert slot.store(b"x" * slot.capacity) == 2
+    with pytest.raises(SlotTooLarge, match=rf"{slot.capacity + 1} bytes.*'config'.*slot_capacity"):
+        slot.store(b"x" * (slot.capacity + 1))
+    assert slot.load_versioned() == (b"x" * slot.capacity, 2)
+    with pytest.raises(TypeError, match="object"):
+        slot.store(object())
+    assert slot.load_versioned()[1] == 2
+
+
+def test_large_values_are_copied_without_the_gil(open_cache: Callable[..., Cache]) -> None:
+    slot = open_cache(None, size="16MiB", slots=2, slot_capacity="511KiB").slot()
+    assert slot.capacity == 511 << 10
+    for value in (b"a" * (500 << 10), "b" * (500 << 10), [b"c" * (400 << 10)]):
+        slot.store(value)
+        assert slot.load() == value
+
+
+def test_slots_are_apart_and_run_out(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache(slots=3)
+    for number, name in enumerate(["a", "b", "é" * 31]):
+        cache.slot(name).store(number)
+    assert [cache.slot(name).load() for name in ("a", "b", "é" * 31)] == [0, 1, 2]
+    with pytest.raises(LimitReached, match=r"'d'.* has 3"):
+        cache.slot("d")
+    with pytest.raises(LimitReached):
+        open_cache(slots=0).slot()
+    assert sum(1 for n in range(16) if open_cache(cache.name).slot("a").load() == 0) == 16
+
+
+def test_at_least_sixteen_by_default(cache: Cache) -> None:
+    for number in range(16):
+        cache.slot(f"slot {number}").store(number)
+    assert [cache.slot(f"slot {number}").load() for number in range(16)] == list(range(16))
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "é" * 32, "a\0b", "\ud800"])
+def test_names_that_are_none(cache: Cache, name: str) -> None:
+    with pytest.raises(ValueError, match="swap slot"):
+        cache.slot(name)
+
+
+def test_a_name_of_another_type(cache: Cache) -> None:
+    with pytest.raises(TypeError, match="int"):
+        cache.slot(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("codec", ["raw", "json", "pickle", "msgpack"])
+def test_values_are_encoded_as_the_caches_are(open_cache: Callable[..., Cache], codec: str) -> None:
+    slot = open_cache(codec=codec).slot()
+    value = b"bytes" if codec == "raw" else {"a": [1, "b"]}
+    slot.store(value)
+    assert slot.load() == value
+    if codec == "raw":
+        with pytest.raises(TypeError, match="raw"):
+            slot.store("text")
+
+
+def test_after_close_unlink_and_reopen(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache()
+    slot = cache.slot()
+    slot.store("old")
+    assert slot.load() == "old"
+    cache.close()
+    calls: list[Callable[[], object]] = [
+        slot.load,
+        slot.load_versioned,
+        lambda: slot.store(1),
+        lambda: slot.rcu(lambda v: v),
+        lambda: slot.wait(0, 1),
+        lambda: slot.capacity,
+        lambda: cache.slot("other"),
+    ]
+    for call in calls:
+        with pytest.raises(CacheClosed):
+            call()
+    cache.reopen()
+    assert slot.load() is None, "the slot of that name in the new segment"
+    assert slot.store("new") == 1
+    cache.unlink()
+    with pytest.raises(CacheNotFound):
+        slot.load()
+    with pytest.raises(CacheNotFound):
+        slot.store(1)
+    cache.reopen()
+    assert slot.load_versioned() == (None, 0)
+
+
+def test_a_slot_keeps_neither_handle_nor_memory_after_close(
+    open_cache: Callable[..., Cache], cache_name: str
+) -> None:
+    one = open_cache(cache_name)
+    slot = one.slot()
+    slot.store([1])
+    assert slot.load() == [1]
+    one.close()  # and the fixture sees that it was the last one out
+    gc.collect()
+    with pytest.raises(CacheNotFound):
+        Cache(cache_name, create=False)
+
+
+def test_dropping_the_handle_closes_it(cache_name: str) -> None:
+    cache = Cache(cache_name, size="2MiB")
+    cache.slot().store(1)
+    assert cache.slot().load() == 1
+    del cache  # no cycle keeps it
+    with pytest.raises(CacheNotFound):
+        Cache(cache_name, create=False)
+
+
+@pytest.mark.parametrize("fork", FORKS.values(), ids=FORKS)
+def test_in_a_forked_child(cache: Cache, fork: Callable[[], int]) -> None:
+    slot = cache.slot()
+    slot.store("parent's")
+    assert slot.load() == "parent's"
+    assert in_child(fork, lambda: slot.load() == "parent's" and slot.store("child's") == 2)
+    assert slot.load_versioned() == ("child's", 2)
+
+
+def test_pickles_to_the_slot_of_that_name(cache: Cache) -> None:
+    slot = cache.slot("x")
+    slot.store([5])
+    copy = pickle.loads(pickle.dumps(slot))
+    try:
+        assert copy.name == "x"
+        assert copy.load() == [5]
+        assert repr(cache) in repr(copy)
+    finally:
+        copy._cache.close()
+
+
+# ------------------------------------------------------------------------------- waiting
+
+
+def test_wait_returns_at_once_where_it_is_newer(cache: Cache) -> None:
+    slot = cache.slot()
+    slot.store(1)
+    slot.store(2)
+    assert slot.wait(0) == slot.wait(1, 0) == slot.wait(-5) == 2
+    for timeout in (0, 0.01):
+        assert slot.wait(2, timeout) is None
+    for bad in (-1, float("nan")):
+        with pytest.raises(ValueError, match="timeout"):
+            slot.wait(2, bad)
+
+
+def test_wait_is_woken_by_a_store(cache: Cache) -> None:
+    slot = cache.slot()
+    found = []
+    thread = threading.Thread(target=lambda: found.append(slot.wait(0, 60)))
+    thread.start()
+    slot.store(1)
+    thread.join(30)
+    assert found == [1]
+
+
+@pytest.mark.parametrize("end", ["close", "unlink"])
+def test_whoever_waits_notices_the_end(open_cache: Callable[..., Cache], end: str) -> None:
+    cache = open_cache()
+    other = open_cache(cache.name)
+    slot = cache.slot()
+    found: list[BaseException] = []
+    began = threading.Event()
+
+    def wait() -> None:
+        began.set()
+        try:
+            slot.wait(0)
+        except (CacheClosed, CacheNotFound) as gone:
+            found.append(gone)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    began.wait(30)
+    if end == "close":
+        cache.close()
+    else:
+        other.unlink()
+    thread.join(30)
+    assert [type(gone) for gone in found] == [CacheClosed if end == "close" else CacheNotFound]
+
+
+class Calls:
+    """A callback that can be waited for."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[Any, int]] = []
+        self.more = threading.Condition()
+
+    def __call__(self, value: Any, version: int) -> None:
+        with self.more:
+            self.all.append((value, version))
+            self.more.notify_all()
+        if value == "raise":
+            raise RuntimeError("the callback's own")
+
+    def until(self, version: int) -> None:
+        with self.more:
+            assert self.more.wait_for(lambda: self.all and self.all[-1][1] >= version, 30)
+
+
+def test_watch_calls_back_after_changes_only(
+    cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    slot = cache.slot()
+    slot.store("there at the start")
+    calls = Calls()
+    with slot.watch(calls) as watcher:
+        slot.store("raise")
+        calls.until(2)
+        slot.store("goes on")
+        calls.until(3)
+    assert calls.all == [("raise", 2), ("goes on", 3)]
+    assert "the callback's own" in caplog.text
+    slot.store("after the end")
+    watcher.stop()
+    assert len(calls.all) == 2
+
+
+def test_watch_sees_versions_in_order_and_the_last_one(cache: Cache) -> None:
+    slot = cache.slot()
+    calls = Calls()
+    with slot.watch(calls):
+        for number in range(1, 301):
+            slot.store(number)
+        calls.until(300)
+    versions = [version for _, version in calls.all]
+    assert versions == sorted(set(versions))
+    assert all(value == version for value, version in calls.all)
+
+
+def test_a_watcher_may_stop_itself_and_ends_with_the_handle(
+    open_cache: Callable[..., Cache],
+) -> None:
+    cache = open_cache()
+    slot = cache.slot()
+    stopped = threading.Event()
+
+    def once(value: Any, version: int) -> None:
+        watcher.stop()
+        stopped.set()
+
+    watcher = slot.watch(once)
+    slot.store(1)
+    assert stopped.wait(30)
+    watcher.stop()
+    other = slot.watch(lambda value, version: None)
+    cache.close()
+    other._thread.join(30)
+    assert not other._thread.is_alive()
+
+
+def test_waiting_costs_next_to_nothing(cache: Cache) -> None:
+    """0.1% of a core as measured; 2% is far above that, and far below spinning."""
+    slot = cache.slot()
+    before = time.thread_time()
+    assert slot.wait(0, 1.0) is None
+    assert time.thread_time() - before < 0.02
+
+
+# ------------------------------------------------------------------------------- threads
+
+
+def test_threads_share_a_slot(cache: Cache) -> None:
+    slot = cache.slot()
+    slot.store({"n": 0})
+    failures: list[object] = []
+
+    def count() -> None:
+        for _ in range(200):
+            slot.rcu(lambda value: {"n": value["n"] + 1})
+
+    def read() -> None:
+        last = 0
+        while writer.is_alive():
+            value, version = slot.load_versioned()
+            if value["n"] != version - 1 or version < last:
+                failures.append((value, version, last))
+            last = version
+
+    writer = threading.Thread(target=count)
+    threads = [writer, threading.Thread(target=count), threading.Thread(target=read)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert slot.load_versioned() == ({"n": 400}, 401)
+
+
+# -------------------------------------------------------------------------------- damage
+
+
+@contextlib.contextmanager
+def slot_bytes(cache: Cache, number: int = 0) -> Iterator[memoryview]:
+    """The bytes of a slot, header and buffers."""
+    attachment: Any = cache._attachment
+    geometry = attachment.superblock.geometry
+    start = geometry.slots_off + number * geometry.slot_stride
+    with memoryview(attachment.mapping) as all_bytes:
+        yield all_bytes[start : start + geometry.slot_stride]
+
+
+def test_a_flipped_byte_is_corrupt_and_never_a_wrong_config(
+    open_cache: Callable[..., Cache],
+) -> None:
+    cache = open_cache(slot_capacity=64)
+    slot = cache.slot()
+    values = {1: {"timeout": 1}, 2: {"timeout": 2}, 3: {"timeout": 3}}
+    for value in values.values():
+        slot.store(value)
+    refused = set()
+    with slot_bytes(cache) as data:
+        for at in range(len(data)):
+            for flip in (0x01, 0x80, 0xFF):
+                data[at] ^= flip
+                reader = open_cache(cache.name, lock_timeout=0.05)
+                try:
+                    found = reader.slot().load_versioned()
+                except CorruptSegment as error:
+                    assert "swap slot" in str(error)
+                    refused.add(at)
+                else:
+                    assert found == (values[3], 3), f"byte {at} ^ {flip:#x}"
+                reader.close()
+                data[at] ^= flip
+    word = LAYOUT["shm_swap.word"]
+    buffer = LAYOUT["sizeof.shm_swap"] + slot.capacity
+    record = LAYOUT["shm_swap.record"]
+    assert set(range(word, word + 8)) <= refused
+    assert set(range(buffer, buffer + 10)) <= refused, "of the value itself"
+    assert set(range(record + 16, record + 80)) <= refused, "of the name"
+    assert slot.load_versioned() == (values[3], 3)
+
+
+def test_a_damaged_value_is_healed_by_the_next_store(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache()
+    cache.slot().store({"a": 1})
+    with slot_bytes(cache) as data:
+        data[LAYOUT["sizeof.shm_swap"] + cache.slot().capacity] ^= 4
+    reader = open_cache(cache.name)
+    with pytest.raises(CorruptSegment, match=r"INV-SWAP-CURRENT.*'config'.*store the value again"):
+        reader.slot().load()
+    assert cache.slot().store({"a": 2}) == 2
+    assert reader.slot().load() == {"a": 2}
+
+
+def test_a_damaged_version_is_not_counted_on_from(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache()
+    slot = cache.slot()
+    slot.store({"a": 1})
+    with slot_bytes(cache) as data:
+        data[LAYOUT["shm_swap.word"] + 1] ^= 4
+        for call in (slot.load, lambda: slot.store(1), lambda: slot.wait(0, 1)):
+            with pytest.raises(CorruptSegment, match="INV-SWAP-VERSION"):
+                call()
+        data[LAYOUT["shm_swap.word"] + 1] ^= 4
+    assert slot.load_versioned() == ({"a": 1}, 1)
+
+
+def test_a_length_past_the_buffer_is_not_followed(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache()
+    cache.slot().store({"a": 1})
+    at = LAYOUT["shm_swap.buffer"] + LAYOUT["sizeof.shm_swap_buffer"]
+    with slot_bytes(cache) as data:
+        data[at : at + 4] = b"\xff" * 4
+    with pytest.raises(CorruptSegment):
+        open_cache(cache.name).slot().load()
+
+
+def test_a_lock_that_is_nobodys_is_taken_over(cache: Cache) -> None:
+    slot = cache.slot()
+    for field in ("holder", "directory"):
+        at = LAYOUT[f"shm_swap.{field}"]
+        with slot_bytes(cache) as data:
+            data[at : at + 8] = b"\xfe" * 8
+        assert slot.store(field) > 0
+        assert cache.slot(f"new {field}").load() is None
+    assert slot.load() == "directory"
+
+
+def test_a_damaged_name_is_not_given_away_again(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache()
+    cache.slot("a").store("a's")
+    cache.slot("b").store("b's")
+    with slot_bytes(cache, 0) as data:
+        data[LAYOUT["shm_swap.record"] + LAYOUT["shm_record.name"]] ^= 1
+    other = open_cache(cache.name)
+    assert other.slot("b").load() == "b's"
+    for name in ("a", "new"):
+        with pytest.raises(CorruptSegment, match="INV-RECORD-SEAL"):
+            other.slot(name)
+    assert cache.slot("a").load() == "a's", "who has found it before goes on"
+
+
+# --------------------------------------------------------------------- against a model
+
+
+class SlotMachine(RuleBasedStateMachine):
+    """Two handles on one cache, three names, against (value, version) pairs in a dict."""
+
+    versions = Bundle("versions")
+    names = st.sampled_from(["a", "b", "config"])
+    values = st.one_of(
+        st.binary(max_size=64),
+        st.integers(),
+        st.text(max_size=20),
+        st.lists(st.integers()),
+        st.none(),
+        st.booleans(),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handles: list[Cache] = []
+        self.model: dict[str, tuple[Any, int]] = {}
+
+    @initialize()
+    def begin(self) -> None:
+        name = unique_name("swap-model")
+        self.handles = [Cache(name, size="1MiB", slots=4), Cache(name)]
+
+    def teardown(self) -> None:
+        for handle in self.handles:
+            handle.close()
+
+    def slot(self, name: str, handle: int) -> tuple[SwapSlot, tuple[Any, int]]:
+        return self.handles[handle].slot(name), self.model.get(name, (None, 0))
+
+    @rule(name=names, handle=st.integers(0, 1), value=values, target=versions)
+    def store(self, name: str, handle: int, value: Any) -> int:
+        slot, (_, version) = self.slot(name, handle)
+        assert slot.store(value) == version + 1
+        self.model[name] = (value, version + 1)
+        return version + 1
+
+    @rule(name=names, handle=st.integers(0, 1), value=values, version=versions)
+    def compare_and_swap(self, name: str, handle: int, value: Any, version: int) -> None:
+        slot, (_, current) = self.slot(name, handle)
+        assert slot.compare_and_swap(version, value) is (version == current)
+        if version == current:
+            self.model[name] = (value, current + 1)
+
+    @rule(name=names, handle=st.integers(0, 1))
+    def rcu(self, name: str, handle: int) -> None:
+        slot, (value, version) = self.slot(name, handle)
+        assert slot.rcu(lambda old: [repr(old)]) == [repr(value)]
+        self.model[name] = ([repr(value)], version + 1)
+
+    @rule(name=names, handle=st.integers(0, 1), version=versions)
+    def wait(self, name: str, handle: int, version: int) -> None:
+        slot, (_, current) = self.slot(name, handle)
+        assert slot.wait(version, 0) == (current if current > version else None)
+
+    @rule(name=names, handle=st.integers(0, 1))
+    def too_large(self, name: str, handle: int) -> None:
+        slot, _ = self.slot(name, handle)
+        with pytest.raises(SlotTooLarge):
+            slot.store(b"x" * (slot.capacity + 1))
+
+    @rule(handle=st.integers(0, 1))
+    def reopen(self, handle: int) -> None:
+        self.handles[handle].reopen()
+
+    @invariant()
+    def both_see_the_same(self) -> None:
+        for name in self.model:
+            for handle in range(len(self.handles)):
+                slot, (value, version) = self.slot(name, handle)
+                assert slot.load_versioned() == (value, version)
+                assert slot.load() == value
+                assert type(slot.load()) is type(value)
+
+
+TestSlotMachine = SlotMachine.TestCase
+TestSlotMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

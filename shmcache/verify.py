@@ -20,14 +20,20 @@ class Finding:
     invariant: str
     """As in the core's comments and docs/invariants.md, e.g. ``INV-COUNTS``."""
     text: str
-    shard: int
+    shard: int | None
+    """The shard that it was found in; None: in a latency ring."""
     slot: int | None
     """The slot of the shard's index that the finding is about, if it is about one."""
     expected: int
     found: int
+    ring: int | None = None
+    """The record of the directory of latency rings that the finding is about."""
 
     def __str__(self) -> str:
-        where = f"shard {self.shard}" + ("" if self.slot is None else f", slot {self.slot}")
+        if self.shard is None:
+            where = f"latency ring {self.ring}"
+        else:
+            where = f"shard {self.shard}" + ("" if self.slot is None else f", slot {self.slot}")
         return (
             f"{self.invariant} does not hold in {where}: {self.text} "
             f"(expected {self.expected:#x}, found {self.found:#x})"
@@ -35,12 +41,16 @@ class Finding:
 
 
 def verify(handle: _core.Handle, shard_count: int) -> list[Finding]:
-    """Check every shard. Returns findings, empty when the segment is sound; of a shard with very
-    many of them, the first 32. Raises LockTimeout where a shard is held by a living process for
+    """Check every shard, and the directory of latency rings. Returns findings, empty when the
+    segment is sound; of a shard with very many of them, the first 32. Raises LockTimeout where a shard is held by a living process for
     longer than the handle's `lock_timeout`. Cost: about 50 ns a slot and 200 ns an entry, during
     which the shard's writers wait."""
     findings = []
     for shard in range(shard_count):
         _, rows = _core.verify_shard(handle, shard)
         findings += [Finding(row[0], row[1], shard, *row[2:]) for row in rows]
+    findings += [
+        Finding(invariant, text, None, None, expected, found, ring)
+        for invariant, text, ring, expected, found in _core.verify_rings(handle)
+    ]
     return findings

@@ -26,6 +26,7 @@ from shmcache._core._binding import (
     shard_of,
     shard_stats,
     unpack_plain,
+    verify_rings,
     verify_shard,
     xxh64,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "shard_of",
     "shard_stats",
     "unpack_plain",
+    "verify_rings",
     "verify_shard",
     "xxh64",
 ]

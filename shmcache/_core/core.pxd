@@ -137,7 +137,7 @@ cdef extern from "core.h" nogil:
         uint64_t value
 
     ctypedef struct shm_ring:
-        uint64_t sum_ns, max_ns
+        uint64_t head, sum_ns, max_ns
 
     ctypedef struct shm_rings_view:
         uint32_t count
@@ -193,6 +193,8 @@ cdef extern from "core.h" nogil:
     int shm_ring_lookup(const shm_rings_view *v, const char *name, shm_ring_view *r)
     int shm_ring_name(const shm_rings_view *v, const char *name, uint32_t capacity,
                       shm_ring_view *r)
+    cbool shm_ring_apart(const shm_ring_view *a, const shm_ring_view *b)
+    uint64_t shm_ring_claims(const shm_ring_view *r)
     void shm_ring_record(const shm_ring_view *r, uint64_t ns, uint64_t now_ms)
     uint32_t shm_ring_newest(const shm_ring_view *r, uint32_t n, cbool taken, uint64_t *out)
     uint32_t shm_ring_drain(const shm_ring_view *r, uint32_t n, uint64_t *out)

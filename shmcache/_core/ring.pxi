@@ -214,5 +214,34 @@ cdef object _no_duration(object value, str unit):
         f"{SHM_MAX_DURATION_NS if unit == 'ns' else SHM_MAX_DURATION_NS / 1e9} {unit}")
 
 
+def verify_rings(Attached h not None):
+    """Check the directory of rings, beside recorders.  Returns findings: (invariant, what it says,
+    number of the ring, expected, found)."""
+    cdef shm_rings_view rings
+    cdef shm_ring_view ring, other
+    cdef object mapping
+    cdef list rows = []
+    cdef uint64_t claimed, head
+    cdef uint32_t i, j
+    cdef int got
+    h.ready()
+    mapping = h.mapping  # kept, whatever other threads do to the handle
+    rings = h.rings
+    for i in range(rings.count):
+        got = shm_ring_open(&rings, i, &ring)
+        if got == SHM_CORRUPT:
+            rows.append(("INV-RING-PLACE", "a ring lies in the arena", i, 0, 1))
+        if got != SHM_HIT:
+            continue
+        for j in range(i):
+            if shm_ring_open(&rings, j, &other) == SHM_HIT and not shm_ring_apart(&ring, &other):
+                rows.append(("INV-RING-PLACE", "no two rings overlap", i, i, j))
+        claimed = shm_ring_claims(&ring)
+        head = RD(&ring.ring.head)
+        if claimed > head:
+            rows.append(("INV-RING-TOTALS", "what counts had a position", i, head, claimed))
+    return rows
+
+
 RING_OWN_GET = SHM_RING_OWN_GET.decode()
 RING_OWN_SET = SHM_RING_OWN_SET.decode()

@@ -586,6 +586,37 @@ def test_a_place_that_is_none_is_corrupt(
         data[at : at + size] = value.to_bytes(size, "little")
     with pytest.raises(CorruptSegment, match="INV-RING-PLACE"):
         cache.latencies("damaged")
+    (finding,) = cache.verify()
+    assert (finding.invariant, finding.ring, finding.shard) == ("INV-RING-PLACE", 2, None)
+    assert str(finding).startswith("INV-RING-PLACE does not hold in latency ring 2")
+
+
+def test_verify_finds_rings_that_overlap(cache: Cache) -> None:
+    for name in ("a", "b"):
+        cache.latencies(name)
+    first = ring_bytes(cache.name)[0] + 64 + 2 * _core.LAYOUT["sizeof.shm_ring"]
+    offset = _core.LAYOUT["shm_ring.histogram_off"]
+    with mapped(cache.name) as data:
+        other = first + _core.LAYOUT["sizeof.shm_ring"] + offset
+        data[other : other + 8] = data[first + offset : first + offset + 8]
+    assert [finding.invariant for finding in cache.verify()] == ["INV-RING-PLACE"]
+
+
+@pytest.mark.parametrize("name", ["tail", "cleared", "bucket"])
+def test_verify_finds_what_had_no_position(cache: Cache, name: str) -> None:
+    cache.latencies().record_ns(5)
+    assert cache.verify() == []
+    rings_off = ring_bytes(cache.name)[0]
+    record = rings_off + 64 + 2 * _core.LAYOUT["sizeof.shm_ring"]
+    with mapped(cache.name) as data:
+        if name == "bucket":
+            field_at = record + _core.LAYOUT["shm_ring.histogram_off"]
+            at = rings_off + struct.unpack_from("<Q", data, field_at)[0]
+        else:
+            at = record + _core.LAYOUT[f"shm_ring.{name}"]
+        struct.pack_into("<Q", data, at, 2)
+    (finding,) = cache.verify()
+    assert (finding.invariant, finding.ring, finding.expected) == ("INV-RING-TOTALS", 2, 1)
 
 
 @pytest.mark.parametrize("name", ["head", "tail", "cleared"])

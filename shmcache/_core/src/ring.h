@@ -38,8 +38,9 @@
  * Names are never given back.
  *
  * INV-RING-PLACE: samples and histogram of a ring lie in the arena and overlap no other ring's.
- * INV-RING-TOTALS: without deaths and clears the histogram's counts add up to head, and `sum_ns`
- * and `max_ns` are those of all samples.
+ * INV-RING-TOTALS: but for samples that deaths or clears have cut, the histogram's counts add up
+ * to `head`, and `sum_ns` and `max_ns` are those of all samples.  So nothing is counted, taken or
+ * cleared that had no position.
  *
  * Flipped bytes: places and sizes are checked once, when a process opens the ring, and private
  * from then on (INV-GEOMETRY); any head, tail or word leads to wrong samples or none, never out of
@@ -310,6 +311,32 @@ static int shm_ring_open(const shm_rings_view *v, uint32_t i, shm_ring_view *r)
     r->created_ms = v->created_ms;
     r->ring = ring;
     return SHM_HIT;
+}
+
+/* For verify(): do two rings lie apart in the arena? */
+static bool shm_ring_apart(const shm_ring_view *a, const shm_ring_view *b)
+{
+    const uint64_t *from[4] = {a->samples, a->histogram, b->samples, b->histogram};
+    const uint64_t *to[4] = {a->samples + a->mask + 1, a->histogram + a->buckets,
+                             b->samples + b->mask + 1, b->histogram + b->buckets};
+    for (int i = 0; i < 2; i++)
+        for (int j = 2; j < 4; j++)
+            if (from[i] < to[j] && from[j] < to[i])
+                return false;
+    return true;
+}
+
+/* For verify(): the furthest position that anything claims to be of.  More than `head`, loaded
+ * afterwards (hence the fence): INV-RING-TOTALS does not hold. */
+static uint64_t shm_ring_claims(const shm_ring_view *r)
+{
+    uint64_t count = 0, tail = RDA(&r->ring->tail), cleared = RDA(&r->ring->cleared);
+    for (uint32_t b = 0; b < r->buckets; b++)
+        count += RD(&r->histogram[b]);
+    FENCE_ACQ();
+    if (count < tail)
+        count = tail;
+    return count > cleared ? count : cleared;
 }
 
 /* Look a name up (SHM_NAME_SIZE bytes, NUL padded); no lock.  As shm_ring_open. */

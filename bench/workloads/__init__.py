@@ -14,6 +14,8 @@ NAMES = (
     "scaling",
     "tail",
     "stopped_writer",
+    "swap",
     "memory",
     "attach",
+    "ring",
 )

@@ -16,18 +16,16 @@ uses, 1 to 4 ms coarse, in milliseconds since the cache was created, modulo 2.2 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 from shmcache import _core, limits
-from shmcache.errors import CacheClosed, CacheNotFound
+from shmcache._core import Timing
 
 if TYPE_CHECKING:
     from shmcache.cache import Cache
@@ -77,31 +75,6 @@ class HistogramBucket(NamedTuple):
     count: int  # type: ignore[assignment]  # as in LatencySummary; hides tuple.count
 
 
-class Timing:
-    """The ``with`` block of `LatencyRing.time`; `seconds` is how long it took, None until it has
-    ended."""
-
-    __slots__ = ("_began_ns", "_ring", "seconds")
-
-    def __init__(self, ring: LatencyRing) -> None:
-        self._ring = ring
-        self.seconds: float | None = None
-
-    def __enter__(self) -> Timing:
-        self._began_ns = time.perf_counter_ns()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        took_ns = time.perf_counter_ns() - self._began_ns
-        self.seconds = took_ns / 1e9
-        self._ring._record_or_drop(took_ns)
-
-
 class LatencyRing(_core.Ring):
     """A bounded ring of durations that every process of the cache records to; see
     `Cache.latencies`, which makes them.
@@ -140,10 +113,6 @@ class LatencyRing(_core.Ring):
 
     # ------------------------------------------------------------------------ timing of code
 
-    def time(self) -> Timing:
-        """``with ring.time():`` records how long the block takes, also where it raises."""
-        return Timing(self)
-
     def timed(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorator: records how long each call takes, also where it raises; of an ``async``
         function, from the first await to its end. Keeps the signature."""
@@ -162,10 +131,6 @@ class LatencyRing(_core.Ring):
                 return function(*args, **kwargs)
 
         return called
-
-    def _record_or_drop(self, ns: int) -> None:
-        with contextlib.suppress(CacheClosed, CacheNotFound):
-            self.record_ns(ns)
 
     # ------------------------------------------------------------------------------- figures
 

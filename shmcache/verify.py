@@ -42,9 +42,9 @@ class Finding:
 
 def verify(handle: _core.Handle, shard_count: int) -> list[Finding]:
     """Check every shard, and the directory of latency rings. Returns findings, empty when the
-    segment is sound; of a shard with very many of them, the first 32. Raises LockTimeout where a shard is held by a living process for
-    longer than the handle's `lock_timeout`. Cost: about 50 ns a slot and 200 ns an entry, during
-    which the shard's writers wait."""
+    segment is sound; of a shard with very many of them, the first 32. Raises LockTimeout where a
+    shard is held by a living process for longer than the handle's `lock_timeout`. Cost: about 50 ns
+    a slot and 200 ns an entry, during which the shard's writers wait."""
     findings = []
     for shard in range(shard_count):
         _, rows = _core.verify_shard(handle, shard)

@@ -88,6 +88,21 @@ cdef class Ring:
         self.check()
         shm_ring_record(&self.ring, ns, shm_now_ms())
 
+    @cython.final
+    cdef int record_or_drop(self, uint64_t ns) except -1:
+        try:
+            self.check()
+        except (_errors.CacheClosed, _errors.CacheNotFound):
+            return 0
+        shm_ring_record(&self.ring, min(ns, SHM_MAX_DURATION_NS), shm_now_ms())
+        return 0
+
+    def time(self):
+        """``with ring.time():`` records how long the block takes, also where it raises."""
+        cdef Timing timing = Timing.__new__(Timing)
+        timing.ring = self
+        return timing
+
     @property
     def capacity(self):
         """Samples that the ring keeps: as the first to name it asked for, or as many as fitted."""
@@ -206,6 +221,26 @@ cdef class Ring:
         if words == NULL:
             raise MemoryError
         return words
+
+
+cdef class Timing:
+    """The ``with`` block of `LatencyRing.time`; `seconds` is how long it took, None until it has
+    ended.  Where the ring is gone by then, the block's own outcome stands."""
+
+    cdef Ring ring
+    cdef uint64_t began_ns
+    cdef readonly object seconds
+
+    def __enter__(self):
+        self.began_ns = shm_now_ns()
+        return self
+
+    def __exit__(self, kind, error, trace):
+        cdef uint64_t took_ns = shm_now_ns() - self.began_ns
+        if self.ring is None:
+            raise TypeError("a Timing is made by LatencyRing.time()")
+        self.seconds = took_ns / 1e9
+        self.ring.record_or_drop(took_ns)
 
 
 cdef object _no_duration(object value, str unit):

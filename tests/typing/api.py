@@ -16,7 +16,10 @@ from shmcache import (
     CacheFull,
     CacheNotFound,
     Codec,
+    HistogramBucket,
     Key,
+    LatencyRing,
+    LatencySummary,
     LockTimeout,
     ShardStats,
     ShmcacheError,
@@ -191,3 +194,38 @@ def codecs() -> None:
     Cache("app", codec=codec)
     Cache("app", codec=Plain())
     Cache("app", codec=Incomplete())  # type: ignore[arg-type]
+
+
+def latencies(cache: Cache) -> None:
+    ring = cache.latencies()
+    assert_type(ring, LatencyRing)
+    cache.latencies("db", capacity=100)
+    cache.latencies("db", 100)  # type: ignore[call-arg]
+    ring.record(0.5)
+    ring.record_ns(500)
+    ring.record_ns(0.5)  # type: ignore[arg-type]
+    assert_type(ring.recent(3), list[float])
+    assert_type(ring.drain(3), list[float])
+    assert_type(ring.average(), float)
+    assert_type(ring.rate(), float)
+    assert_type(ring.percentile(99.9), float)
+    assert_type(ring.summary(), LatencySummary)
+    assert_type(ring.summary().last_at, float | None)
+    assert_type(ring.histogram(), list[HistogramBucket])
+    with ring.time() as timing:
+        pass
+    assert_type(timing.seconds, float | None)
+
+    @ring.timed
+    def plain(a: int, *, b: str = "") -> bytes:
+        return b""
+
+    @ring.timed
+    async def later(a: int) -> str:
+        return ""
+
+    assert_type(plain(1, b="x"), bytes)
+    plain("1")  # type: ignore[arg-type]
+    later("1")  # type: ignore[arg-type, unused-coroutine]
+    cache.latency_sampling = 0
+    assert_type(cache.latency_sampling, int)

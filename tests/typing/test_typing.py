@@ -13,14 +13,14 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 
-def mypy(file: Path, cache_dir: Path) -> subprocess.CompletedProcess[str]:
+def mypy(file: Path, cache_dir: Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("mypy")
     return subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={cache_dir}", str(file)],
         capture_output=True,
         text=True,
         timeout=110,
-        cwd=ROOT,
+        cwd=cwd,
     )
 
 
@@ -41,6 +41,14 @@ def test_a_wrong_use_of_the_types_is_found(cache_dir: Path, tmp_path: Path) -> N
     done = mypy(wrong, cache_dir)
     assert done.returncode == 1
     assert "operator" in done.stdout
+
+
+def test_the_types_are_found_from_anywhere(cache_dir: Path, tmp_path: Path) -> None:
+    """In another project's directory mypy finds what is installed, editable or not."""
+    user = tmp_path / "user.py"
+    user.write_text("from shmcache import Cache\nCache('a').incr('k') + 1\n")
+    done = mypy(user, cache_dir, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_package_is_marked_as_typed() -> None:

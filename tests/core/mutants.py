@@ -162,6 +162,55 @@ MUTANTS = [
         "if (at < RD(&sh->min_expiry))",
         "if (0)",
     ),
+    Mutant(
+        "a load is not rechecked (INV-SWAP-REUSE)",
+        "swap_plain",
+        "swap.h",
+        "    return RD(&v->slot->word) == c->word;\n}\n\n/* Step three",
+        "    return c->word != 0;\n}\n\n/* Step three",
+    ),
+    Mutant(
+        "a store fills the current buffer (INV-SWAP-CURRENT)",
+        "swap_plain",
+        "swap.h",
+        "uint8_t *to = shm_swap_bytes(v, next);",
+        "uint8_t *to = shm_swap_bytes(v, next - 1);",
+    ),
+    Mutant(
+        "a version is stored before its bytes (INV-SWAP-CURRENT)",
+        "swap_plain",
+        "swap.h",
+        "    FAULT(swap_begin);\n",
+        "    FAULT(swap_begin);\n    WRR(&v->slot->word, shm_sealed(next));\n",
+    ),
+    Mutant(
+        "a second reason replaces the first (INV-TOKEN-REASON)",
+        "swap_plain",
+        "token.h",
+        "    if (state & 1)\n        return SHM_EXISTS;",
+        "",
+    ),
+    Mutant(
+        "a reason is not rechecked (INV-TOKEN-REASON)",
+        "swap_plain",
+        "token.h",
+        "        if (RD(&t->state) != state)\n            continue;",
+        "",
+    ),
+    Mutant(
+        "a name is given without looking again (INV-RECORD-SEAL)",
+        "swap_plain",
+        "directory.h",
+        "    int found = shm_record_find(d, parent, name, at);\n    if (found != SHM_MISS)",
+        "    int found = SHM_MISS;\n    if (found != SHM_MISS)",
+    ),
+    Mutant(
+        "a record is sealed before its name is written (INV-RECORD-SEAL)",
+        "swap_plain",
+        "directory.h",
+        "        WR(&r->parent, parent);\n",
+        "        WR(&r->parent, parent);\n        WRR(&r->seal, shm_record_seal(parent, name));\n",
+    ),
 ]
 
 

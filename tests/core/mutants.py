@@ -211,6 +211,49 @@ MUTANTS = [
         "        WR(&r->parent, parent);\n",
         "        WR(&r->parent, parent);\n        WRR(&r->seal, shm_record_seal(parent, name));\n",
     ),
+    Mutant(
+        "the lap of a sample is not looked at (INV-SAMPLE-LAP)",
+        "ring_plain",
+        "ring.h",
+        "return (w & SHM_S_LAP) >> SHM_S_LAP_SHIFT == shm_sample_lap(position, r->word_bits);",
+        "return w || (position && !r);",
+    ),
+    Mutant(
+        "a sample is taken without a swap (INV-SAMPLE-ONCE)",
+        "ring_plain",
+        "ring.h",
+        "shm_cas(p, w, w | SHM_S_TAKEN)) {",
+        "(WR(p, w | SHM_S_TAKEN), true)) {",
+    ),
+    Mutant(
+        "a sample that is not written yet is passed for good",
+        "ring_plain",
+        "ring.h",
+        "                missing = at; /* not written yet: to be taken later */",
+        "                continue;",
+    ),
+    Mutant(
+        "the sum is not added to atomically (INV-RING-TOTALS)",
+        "ring_plain",
+        "ring.h",
+        "    __atomic_fetch_add(&ring->sum_ns, ns, __ATOMIC_RELAXED);",
+        "    WR(&ring->sum_ns, RD(&ring->sum_ns) + ns);",
+    ),
+    Mutant(
+        "a ring is named before its place is written (INV-RING-PLACE)",
+        "ring_plain",
+        "ring.h",
+        "    shm_bytes_copy(ring->name, name, SHM_NAME_SIZE);\n",
+        "    WRR(&ring->named, 1);\n    FAULT(ring_filled);\n"
+        "    shm_bytes_copy(ring->name, name, SHM_NAME_SIZE);\n",
+    ),
+    Mutant(
+        "a new ring begins where the last one does (INV-RING-PLACE)",
+        "ring_plain",
+        "ring.h",
+        "            if (last > end)\n                end = last;",
+        "            (void)last;",
+    ),
 ]
 
 

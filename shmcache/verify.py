@@ -21,17 +21,25 @@ class Finding:
     """As in the core's comments and docs/invariants.md, e.g. ``INV-COUNTS``."""
     text: str
     shard: int | None
-    """The shard that it was found in; None: in a latency ring."""
+    """The shard that it was found in; None: in a latency ring, a swap slot or a token."""
     slot: int | None
     """The slot of the shard's index that the finding is about, if it is about one."""
     expected: int
     found: int
     ring: int | None = None
     """The record of the directory of latency rings that the finding is about."""
+    swap: int | None = None
+    """The number of the swap slot that it is about."""
+    token: int | None = None
+    """The number of the cancellation token that it is about."""
 
     def __str__(self) -> str:
-        if self.shard is None:
+        if self.ring is not None:
             where = f"latency ring {self.ring}"
+        elif self.swap is not None:
+            where = f"swap slot {self.swap}"
+        elif self.token is not None:
+            where = f"token {self.token}"
         else:
             where = f"shard {self.shard}" + ("" if self.slot is None else f", slot {self.slot}")
         return (
@@ -41,7 +49,7 @@ class Finding:
 
 
 def verify(handle: _core.Handle, shard_count: int) -> list[Finding]:
-    """Check every shard, and the directory of latency rings. Returns findings, empty when the
+    """Check every shard, the latency rings, swap slots and tokens. Returns findings, empty when the
     segment is sound; of a shard with very many of them, the first 32. Raises LockTimeout where a
     shard is held by a living process for longer than the handle's `lock_timeout`. Cost: about 50 ns
     a slot and 200 ns an entry, during which the shard's writers wait."""
@@ -52,5 +60,13 @@ def verify(handle: _core.Handle, shard_count: int) -> list[Finding]:
     findings += [
         Finding(invariant, text, None, None, expected, found, ring)
         for invariant, text, ring, expected, found in _core.verify_rings(handle)
+    ]
+    findings += [
+        Finding(invariant, text, None, None, expected, found, swap=swap)
+        for invariant, text, swap, expected, found in _core.verify_swaps(handle)
+    ]
+    findings += [
+        Finding(invariant, text, None, None, expected, found, token=token)
+        for invariant, text, token, expected, found in _core.verify_tokens(handle)
     ]
     return findings

@@ -29,6 +29,8 @@ from shmcache._core._binding import (
     unpack_plain,
     verify_rings,
     verify_shard,
+    verify_swaps,
+    verify_tokens,
     xxh64,
 )
 
@@ -56,5 +58,7 @@ __all__ = [
     "unpack_plain",
     "verify_rings",
     "verify_shard",
+    "verify_swaps",
+    "verify_tokens",
     "xxh64",
 ]

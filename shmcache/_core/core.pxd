@@ -116,8 +116,12 @@ cdef extern from "core.h" nogil:
         uint64_t stride
         uint32_t count
 
+    ctypedef struct shm_record:
+        uint64_t seal
+
     ctypedef struct shm_swap:
         uint64_t word, holder, directory, recoveries
+        shm_record record
 
     ctypedef struct shm_swap_view:
         shm_swap *slot
@@ -131,6 +135,7 @@ cdef extern from "core.h" nogil:
     ctypedef struct shm_token:
         uint64_t state, holder, directory
         uint32_t bell
+        shm_record record
 
     ctypedef struct shm_layout_row:
         const char *name
@@ -203,9 +208,11 @@ cdef extern from "core.h" nogil:
     uint64_t shm_sample_age_ms(const shm_ring_view *r, uint64_t w, uint64_t now_ms)
     uint64_t shm_step_low(uint32_t step, uint32_t bits)
 
+    cbool shm_record_ok(const shm_record *r, uint64_t *wanted)
     int shm_record_find(const shm_directory *d, uint32_t parent, const char *name, uint32_t *at)
     int shm_record_claim_locked(const shm_directory *d, uint32_t parent, const char *name,
                                 uint32_t *at)
+    uint64_t shm_sealed(uint64_t count)
     uint64_t shm_sealed_count(uint64_t word)
     cbool shm_sealed_ok(uint64_t word)
     int shm_swap_read_begin(const shm_swap_view *v, shm_swap_copy *c)

@@ -294,3 +294,49 @@ cdef object _decode_swapped(Attached h, uint32_t kind, object copy):
     hit.value_len = <uint32_t>PyBytes_GET_SIZE(copy)
     hit.value_kind = <uint8_t>kind
     return _decode_value(h, <uint8_t>kind, _copy_value(h, &hit))
+
+
+def verify_swaps(Handle h):
+    """Check every swap slot and its name, beside writers too.  Returns findings: each (invariant,
+    what it says, number of the slot, expected, found)."""
+    cdef shm_swap_view at
+    cdef shm_swap_copy c
+    cdef uint64_t offset, stride, wanted
+    cdef uint32_t i, count
+    cdef int r, tries
+    cdef object mapping, copy
+    cdef list rows = []
+    h.ready()
+    mapping = h.mapping
+    geometry = h.held().superblock.geometry
+    offset = geometry.slots_off
+    stride = geometry.slot_stride
+    count = geometry.slot_count
+    at.capacity = geometry.slot_capacity
+    for i in range(count):
+        h.ready()
+        h.same(mapping)
+        at.slot = <shm_swap *>(h.view.base + offset + i * stride)
+        if not shm_record_ok(&at.slot.record, &wanted):
+            rows.append(("INV-RECORD-SEAL", "a name is as it was sealed", i, wanted,
+                         RD(&at.slot.record.seal)))
+        for tries in range(SHM_SWAP_TRIES):
+            r = shm_swap_read_begin(&at, &c)
+            if r == SHM_MISS:
+                break
+            if r == SHM_CORRUPT:
+                rows.append(("INV-SWAP-VERSION", "a version is one that was stored, and its value "
+                             "fits a buffer", i, shm_sealed(shm_sealed_count(c.word)), c.word))
+                break
+            if r == SHM_BUSY:
+                continue
+            copy = PyBytes_FromStringAndSize(NULL, c.length)
+            h.same(mapping)
+            shm_bytes_copy(PyBytes_AS_STRING(copy), c.bytes, c.length)
+            if not shm_swap_unchanged(&at, &c):
+                continue
+            if not shm_swap_sound(&c, PyBytes_AS_STRING(copy)):
+                rows.append(("INV-SWAP-CURRENT", "a value is what was stored under its version", i,
+                             c.check, shm_xxh64(PyBytes_AS_STRING(copy), c.length, 0)))
+            break
+    return rows

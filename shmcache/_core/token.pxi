@@ -170,3 +170,30 @@ cdef class Token:
         self.bind()
         _futex_wait(self.handle.mapping,
                     <uint64_t>(<uint8_t *>&self.first.bell - self.handle.view.base), bell, seconds)
+
+
+def verify_tokens(Handle h):
+    """Check every cancellation token and its name.  Returns findings as `verify_swaps`."""
+    cdef shm_token *t
+    cdef char text[128]
+    cdef uint64_t offset, wanted
+    cdef uint32_t i, count, length = 0
+    cdef object mapping
+    cdef list rows = []
+    h.ready()
+    mapping = h.mapping
+    geometry = h.held().superblock.geometry
+    offset = geometry.tokens_off
+    count = geometry.token_count
+    for i in range(count):
+        h.ready()
+        h.same(mapping)
+        t = <shm_token *>(h.view.base + offset + <uint64_t>i * SHM_TOKEN_SIZE)
+        if not shm_record_ok(&t.record, &wanted):
+            rows.append(("INV-RECORD-SEAL", "a name is as it was sealed", i, wanted,
+                         RD(&t.record.seal)))
+        if shm_token_reason(t, text, &length) == SHM_CORRUPT:
+            rows.append(("INV-TOKEN-REASON", "a state is one that was stored, and the reason what "
+                         "was stored with it", i, shm_sealed(shm_sealed_count(RD(&t.state))),
+                         RD(&t.state)))
+    return rows

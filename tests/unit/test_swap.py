@@ -515,6 +515,26 @@ def test_a_damaged_name_is_not_given_away_again(open_cache: Callable[..., Cache]
     assert cache.slot("a").load() == "a's", "who has found it before goes on"
 
 
+@pytest.mark.parametrize(
+    ("at", "name"),
+    [
+        (LAYOUT["shm_swap.word"], "INV-SWAP-VERSION"),
+        (LAYOUT["sizeof.shm_swap"], "INV-SWAP-CURRENT"),
+        (LAYOUT["shm_swap.record"] + LAYOUT["shm_record.name"], "INV-RECORD-SEAL"),
+    ],
+)
+def test_verify_finds_the_damage(cache: Cache, at: int, name: str) -> None:
+    cache.slot("other").store("value")
+    for number in range(2):
+        cache.slot().store(number)
+    assert cache.verify() == []
+    with slot_bytes(cache, 1) as data:
+        data[at] ^= 1
+    (finding,) = cache.verify()
+    assert (finding.invariant, finding.swap, finding.shard) == (name, 1, None)
+    assert str(finding).startswith(f"{name} does not hold in swap slot 1: ")
+
+
 # --------------------------------------------------------------------- against a model
 
 

@@ -342,6 +342,25 @@ def test_a_damaged_state_is_healed_by_a_reset(cache: Cache) -> None:
         assert not token.cancelled
 
 
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("shm_token.state", "INV-TOKEN-REASON"),
+        ("shm_token.reason", "INV-TOKEN-REASON"),
+        ("shm_token.record", "INV-RECORD-SEAL"),
+    ],
+)
+def test_verify_finds_the_damage(cache: Cache, field: str, name: str) -> None:
+    cache.token("whole").cancel("whole")
+    cache.token("t").cancel("reason")
+    assert cache.verify() == []
+    with token_bytes(cache, 1) as data:
+        data[LAYOUT[field] + 1] ^= 1
+    (finding,) = cache.verify()
+    assert (finding.invariant, finding.token, finding.shard) == (name, 1, None)
+    assert str(finding).startswith(f"{name} does not hold in token 1: ")
+
+
 # --------------------------------------------------------------------- against a model
 
 

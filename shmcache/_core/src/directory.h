@@ -38,6 +38,16 @@ static inline uint64_t shm_record_seal(uint32_t parent, const char name[SHM_NAME
     return shm_xxh64(name, SHM_NAME_SIZE, parent) | 1u;
 }
 
+/* Is a record free, or whole?  What seals it, if it is neither, goes to *wanted. */
+static inline bool shm_record_ok(const shm_record *r, uint64_t *wanted)
+{
+    uint64_t seal = RDA(&r->seal);
+    char name[SHM_NAME_SIZE];
+    shm_bytes_copy(name, r->name, SHM_NAME_SIZE);
+    *wanted = shm_record_seal(RD(&r->parent), name);
+    return seal == 0 || seal == *wanted;
+}
+
 /* Look for a name.  SHM_HIT: it is record *at.  SHM_MISS: it is not there.  SHM_CORRUPT: it is
  * not found, and record *at is damaged. */
 static inline int shm_record_find(const shm_directory *d, uint32_t parent,

@@ -99,6 +99,9 @@ makes the largest possible value smaller."""
 SHARDS_PER_CPU = 4
 """With four shards a CPU, writers on all CPUs rarely meet in one (birthday bound)."""
 
+MAX_SLOT_BYTES = 1 << 31
+"""The largest swap slot: a length has 32 bits, and what is replaced whole should be small."""
+
 MIN_LOG_BYTES = 16 << 10
 """The smallest logs of a shard: below it, headers and pads outweigh the entries."""
 
@@ -347,6 +350,11 @@ def _slot_capacity(size: int, slots: int, capacity: int) -> int:
         raise ValueError(f"slots {slots} is negative: pass how many swap slots to reserve")
     if capacity < 1:
         raise ValueError(f"slot_capacity {capacity} is too small: a swap slot takes 1 byte or more")
+    if capacity > MAX_SLOT_BYTES:
+        raise ValueError(
+            f"slot_capacity {capacity} is too large: a swap slot takes {MAX_SLOT_BYTES} bytes at "
+            "most; keep what is larger elsewhere, and its name in the slot"
+        )
     capacity = _round_up(capacity, LINE_BYTES)
     if slots == 0:
         return capacity

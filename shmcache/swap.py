@@ -8,7 +8,7 @@ How waiting works. A store wakes whoever sleeps on the slot's version (a futex: 
 sleeping room for a word of memory, found by file and offset). So a change is noticed within tens
 of microseconds, and nobody spins. A writer that is killed between its store and the wake-up call
 wakes nobody; neither do `close` and `unlink`. So nobody sleeps for longer than `SLICE_SECONDS`
-without looking: 67 looks a second, which cost 0.1% of a core or less (`bench/workloads/swap.py`
+without looking: 67 looks a second, which cost about 0.1% of a core (`bench/workloads/swap.py`
 measures it).
 """
 

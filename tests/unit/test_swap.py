@@ -150,6 +150,11 @@ def test_slots_are_apart_and_run_out(open_cache: Callable[..., Cache]) -> None:
     assert sum(1 for n in range(16) if open_cache(cache.name).slot("a").load() == 0) == 16
 
 
+def test_a_capacity_that_no_length_could_say(cache_name: str) -> None:
+    with pytest.raises(ValueError, match="slot_capacity 4294967296 is too large"):
+        Cache(cache_name, slot_capacity="4GiB")
+
+
 def test_at_least_sixteen_by_default(cache: Cache) -> None:
     for number in range(16):
         cache.slot(f"slot {number}").store(number)

@@ -95,6 +95,16 @@ cdef extern from *:
     void shm_futex_wake(void*) nogil
 
 
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int sigfillset(sigset_t*)
+    int sigdelset(sigset_t*, int)
+    int pthread_sigmask(int, const sigset_t*, sigset_t*)
+    int SIG_BLOCK, SIG_SETMASK
+    int SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP
+
+
 cdef enum:
     PAGE = 4096  # what is asked of mmap, which rounds up to the system's own page size
 
@@ -405,3 +415,26 @@ def futex_wait(Mapping mapping, size_t offset, uint32_t expected, double seconds
 def futex_wake(Mapping mapping, size_t offset):
     """Wakes everybody, of any process, who sleeps on that word.  Costs a system call."""
     shm_futex_wake(futex_word(mapping, offset))
+
+
+cdef class SignalsHeld:
+    """A context in which no signal reaches the calling thread; at its end those that came do.
+
+    For waiting in a library that runs Python's signal handlers and drops what they raise.  What
+    says that the thread itself went wrong (SIGSEGV, SIGBUS...) is not held.  Raises, at the end,
+    what a handler raises.  Costs two system calls, some 0.3 us.
+    """
+
+    cdef sigset_t before
+
+    def __enter__(self):
+        cdef sigset_t held
+        cdef int number
+        sigfillset(&held)
+        for number in (SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP):
+            sigdelset(&held, number)
+        pthread_sigmask(SIG_BLOCK, &held, &self.before)
+
+    def __exit__(self, *exc_info):
+        pthread_sigmask(SIG_SETMASK, &self.before, NULL)
+        PyErr_CheckSignals()

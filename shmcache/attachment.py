@@ -204,7 +204,8 @@ class Attachment:
     def wait(self, lock: int, seconds: float) -> None:
         """Waits for a token of semaphore `lock`, at most `seconds`; releases the GIL.
 
-        Returns after a token, the time or a signal: look again, and at a monotonic clock.
+        Returns after a token, the time or a slice of it: look again, and at a monotonic clock.
+        Raises what a signal handler raises.
         """
         self._semaphores.wait(lock, seconds)
 

@@ -18,10 +18,15 @@ from contextlib import suppress
 
 import posix_ipc
 
+from shmcache._linux import SignalsHeld
+
 __all__ = ["SHM_DIR", "Semaphores", "create_semaphores", "remove_semaphores"]
 
 SHM_DIR = "/dev/shm"
 """Where Linux keeps POSIX shared memory and named semaphores (glibc and musl alike)."""
+
+_SLICE_SECONDS = 0.05
+"""The longest single wait, and so the longest that a signal waits for its handler."""
 
 _DEGRADED_SLICE_SECONDS = 0.001
 """What a waiter sleeps where its semaphore is gone (logind's RemoveIPC, or a hand): it finds the
@@ -88,17 +93,21 @@ class Semaphores:
     def wait(self, index: int, seconds: float) -> None:
         """Waits for a token, `seconds` at most; releases the GIL.
 
-        Returns after a token, after the time, or after a signal, and says not which: the caller
-        looks at its holder word and its own clock.  Where the semaphore is missing it sleeps for
-        `_DEGRADED_SLICE_SECONDS` or less.  (sem_timedwait knows the wall clock only: a clock that
-        is set back while somebody waits makes that one slice longer.)
+        Returns after a token, after the time, or after `_SLICE_SECONDS`, and says not which: the
+        caller looks at its holder word and its own clock.  Raises what a signal handler raises,
+        when the slice is over: posix_ipc would run the handler in the middle, and lose all that
+        it raises but KeyboardInterrupt (a SIGTERM's SystemExit, a task's time limit).
+
+        Where the semaphore is missing it sleeps for `_DEGRADED_SLICE_SECONDS` or less.
+        (sem_timedwait knows the wall clock only: a clock that is set back while somebody waits
+        makes that one slice longer.)
         """
         semaphore = self._open(index)
         if semaphore is None:
             time.sleep(min(seconds, _DEGRADED_SLICE_SECONDS))
             return
-        with suppress(posix_ipc.BusyError, posix_ipc.SignalError):
-            semaphore.acquire(max(seconds, 0.0))
+        with SignalsHeld(), suppress(posix_ipc.BusyError, posix_ipc.SignalError):
+            semaphore.acquire(max(min(seconds, _SLICE_SECONDS), 0.0))
 
     def post(self, index: int) -> None:
         """Adds a token where there is none: one is enough to make somebody look."""

@@ -491,6 +491,26 @@ def test_a_signal_ends_a_wait(opened: segment.Attachment) -> None:
     assert seen
 
 
+def test_what_a_signal_handler_raises_comes_out_of_a_wait(opened: segment.Attachment) -> None:
+    """posix_ipc alone would lose it: a worker told to stop by SIGTERM would wait on."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit("told to stop")
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    waiter = threading.get_ident()
+    sender = threading.Timer(0.01, lambda: signal.pthread_kill(waiter, signal.SIGUSR1))
+    try:
+        with pytest.raises(SystemExit, match="told to stop"):
+            sender.start()
+            for _ in range(200):  # ten seconds in all
+                opened.wait(0, 0.05)
+    finally:
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
 def test_missing_semaphores_degrade_to_short_sleeps(opened: segment.Attachment) -> None:
     for path in leftovers(opened.name):
         if path.name.startswith("sem."):

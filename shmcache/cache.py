@@ -81,7 +81,8 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             (nothing that has not expired is dropped; a full cache raises `CacheFull`).
         codec: at creation ``"msgpack"`` (the default), ``"raw"``, ``"json"``, ``"msgspec"``,
             ``"pickle"`` or an object with ``name``, ``encode`` and ``decode``.
-        local_entries: decoded values to keep in this process. Not built yet: only 0 is taken.
+        local_entries: decoded values that this handle keeps, 0: none. Each is revalidated against
+            shared memory on every get, and is shared within the process: treat it as immutable.
         slots: swap slots to reserve.
         slot_capacity: bytes that each of them can hold.
         persist: keep the segment after its last handle has closed; None: no.
@@ -151,7 +152,9 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             "persist": persist,
             "mode": mode,
             "group": group,
+            "local_entries": local_entries,
         }
+        self._keep_local(local_entries)
         self._open(name, create, limits.check_timeout("lock_timeout", lock_timeout))
 
     def _open(self, name: str, create: bool | None, lock_timeout: float) -> None:
@@ -258,7 +261,8 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         asked = self._opened
-        return _attach, (self.name, asked["codec"], asked["group"], self.lock_timeout)
+        local = asked["local_entries"]
+        return _attach, (self.name, asked["codec"], asked["group"], self.lock_timeout, local)
 
     def __copy__(self) -> Self:
         raise TypeError(
@@ -483,12 +487,17 @@ def _check_local_entries(local_entries: object) -> None:
         raise TypeError(f"local_entries must be an int, not {type(local_entries).__name__}")
     if local_entries < 0:
         raise ValueError(f"local_entries must be 0 or more, not {local_entries}")
-    if local_entries:
-        raise NotImplementedError(
-            "local_entries above 0 is not built yet: leave it at 0, every get decodes"
-        )
 
 
-def _attach(name: str, wanted: str | Codec | None, group: Any, lock_timeout: float) -> Cache:
+def _attach(
+    name: str, wanted: str | Codec | None, group: Any, lock_timeout: float, local_entries: int
+) -> Cache:
     """What a pickled Cache becomes: a handle on the cache of that name."""
-    return Cache(name, create=False, codec=wanted, group=group, lock_timeout=lock_timeout)
+    return Cache(
+        name,
+        create=False,
+        codec=wanted,
+        group=group,
+        lock_timeout=lock_timeout,
+        local_entries=local_entries,
+    )

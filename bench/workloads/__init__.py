@@ -8,6 +8,7 @@ NAMES = (
     "get_miss",
     "get_large",
     "get_dict",
+    "local",
     "set_full",
     "set_large",
     "cold",

@@ -7,6 +7,9 @@ cdef enum:
 cdef uint64_t _NOBODY = 0  # what a closed handle's identity pointer points to
 
 
+cdef class LocalTable
+
+
 cdef class Attached:
     """A process's way into a segment: what is private to a handle.
 
@@ -30,6 +33,8 @@ cdef class Attached:
     cdef readonly str name
     cdef readonly Py_ssize_t max_value_size
     cdef double timeout_s
+    cdef dict local        # key -> LocalEntry, None where nothing is kept (local.pxi)
+    cdef LocalTable table  # what bounds it
 
     def __cinit__(self):
         self.identity = &_NOBODY
@@ -100,7 +105,21 @@ cdef class Attached:
         self.joined = 1
         self._attachment = None
         self.mapping = None
+        if self.table is not None:
+            self._keep_local(self.table.limit)
         return attachment
+
+    def _keep_local(self, Py_ssize_t limit):
+        """Keep up to `limit` decoded values from now on, none of those kept before."""
+        cdef object kept = self.table
+        cdef dict local = self.local  # both live until the end: destructors may run any code
+        cdef LocalTable table = LocalTable(limit) if limit > 0 else None
+        cdef dict fresh = {} if limit > 0 else None
+        self.table = table
+        self.local = fresh
+        if kept is not None:
+            (<LocalTable>kept).empty()
+            local.clear()
 
     @property
     def lock_timeout(self):

@@ -23,6 +23,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_FromDouble
 from cpython.long cimport PyLong_FromLongLong
 from cpython.object cimport PyObject
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.long cimport PyLong_FromUnsignedLongLong
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -71,6 +72,7 @@ include "msgpack.pxi"
 include "values.pxi"
 include "reads.pxi"
 include "batches.pxi"
+include "local.pxi"
 include "handle.pxi"
 include "cursor.pxi"
 include "tables.pxi"

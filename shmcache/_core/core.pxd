@@ -130,6 +130,7 @@ cdef extern from "core.h" nogil:
     void shm_prefetch_entry(const shm_view *v, uint64_t hash)
     void shm_bytes_copy(void *to, const void *frm, size_t n)
 
+    cbool shm_word_current(uint64_t *slot, uint64_t word)
     cbool shm_lock_try(uint64_t *holder, uint64_t me)
     cbool shm_lock_spin(uint64_t *holder, uint64_t me)
     uint64_t shm_lock_or_contend(uint64_t *holder, uint64_t me, cbool waited)

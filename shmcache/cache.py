@@ -29,6 +29,7 @@ from shmcache import _core, codec, geometry, keys, limits, segment, stats, verif
 from shmcache.codec import Codec
 from shmcache.errors import CacheClosed, GeometryWarning, WouldBlock
 from shmcache.keys import Key
+from shmcache.once import Once
 from shmcache.views import KEYS, VERSIONS, CacheItems, CacheKeys, CacheValues
 
 __all__ = ["Cache", "Versioned"]
@@ -56,7 +57,7 @@ class Versioned(NamedTuple):
     version: int
 
 
-class Cache(_core.Handle, MutableMapping[Any, Any]):
+class Cache(Once, MutableMapping[Any, Any]):
     """A cache in shared memory, attached to by name.
 
     A `MutableMapping` whose entries every process of the host that opens the same name sees at

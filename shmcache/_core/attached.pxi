@@ -289,6 +289,10 @@ cdef class Attached:
 
     @cython.final
     cdef int release(self, uint32_t shard) except -1:
-        if shm_lock_release(&shm_shard_at(&self.view, shard).holder):
+        cdef shm_shard *sh = shm_shard_at(&self.view, shard)
+        cdef bint wake = shm_wake_due(sh), contended = shm_lock_release(&sh.holder)
+        if wake:  # a lease has gone: whoever waits for it looks again
+            shm_wake_all(&sh.wake)
+        if contended:
             self.held().post(shard)
         return 0

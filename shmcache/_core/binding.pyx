@@ -41,6 +41,8 @@ cdef extern from "glue.h" nogil:
     void shm_choose_clock()
     uint64_t shm_now_ms()
     uint64_t shm_now_ns()
+    void shm_wake_wait(uint32_t *word, uint32_t expected, uint64_t ns)
+    void shm_wake_all(uint32_t *word)
     bint shm_is_ascii(const uint8_t *p, size_t n)
     const char *const *shm_fault_names
     const char *const *shm_invariant_names
@@ -74,5 +76,6 @@ include "reads.pxi"
 include "batches.pxi"
 include "local.pxi"
 include "handle.pxi"
+include "lease.pxi"
 include "cursor.pxi"
 include "tables.pxi"

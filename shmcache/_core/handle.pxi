@@ -14,12 +14,16 @@ cdef int _store_released(shm_view *view, uint32_t shard, shm_key *k, shm_put *p,
     """Store and release: the part of a large write that runs without the GIL."""
     cdef shm_op op
     cdef int r
+    cdef bint wake
     cdef shm_shard *sh = shm_shard_at(view, shard)
     shm_count(&sh.lock_acquisitions, 1)
     shm_op_begin(&op, view, shard, shm_now_ms())
-    p.expiry = shm_expiry_word(op.now_ms + ttl_ms, 0) if ttl_ms else 0
+    p.expiry = shm_expiry_word(op.now_ms + ttl_ms, p.stale_ms) if ttl_ms else 0
     r = shm_store(&op, k, p)
+    wake = shm_wake_due(sh)
     contended[0] = shm_lock_release(&sh.holder)
+    if wake:
+        shm_wake_all(&sh.wake)
     return r
 
 
@@ -48,6 +52,7 @@ cdef class Handle(Reads):
         p.mode = <uint8_t>mode
         p.version = version
         p.keep_expiry = keep_expiry and ttl is None
+        p.stale_ms = 0
         return self.store(&k.k, &p, ttl_ms, key, timeout)
 
     @cython.final
@@ -74,7 +79,7 @@ cdef class Handle(Reads):
         if p.value_len < LARGE:
             self.acquire(shard, timeout)
             shm_op_begin(&op, &self.view, shard, shm_now_ms())
-            p.expiry = shm_expiry_word(op.now_ms + ttl_ms, 0) if ttl_ms else 0
+            p.expiry = shm_expiry_word(op.now_ms + ttl_ms, p.stale_ms) if ttl_ms else 0
             r = shm_store(&op, k, p)
             self.release(shard)
         else:

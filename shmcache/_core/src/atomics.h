@@ -119,7 +119,8 @@ static inline bool shm_bytes_equal(const void *shared, const void *own, size_t n
     X(evict_noted) X(expire_noted)                                                               \
     X(probe_raised) X(version_advanced) X(pad_written) X(pad_tail) X(entry_half) X(entry_written) \
     X(tail_advanced) X(note_filled) X(note_armed) X(slot_stored) X(counts_stored)                \
-    X(note_cleared) X(stats_stored) X(remove_begin) X(sweep_step) X(clear_step) X(unlocking)
+    X(note_cleared) X(stats_stored) X(remove_begin) X(sweep_step) X(clear_step) X(lease_dropped)  \
+    X(unlocking)
 
 #define SHM_FAULT_ENUM(name) SHM_FAULT_##name,
 enum { SHM_FAULT_LIST(SHM_FAULT_ENUM) SHM_FAULT_COUNT };

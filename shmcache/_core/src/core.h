@@ -12,6 +12,7 @@
 #include "read.h"
 #include "room.h"
 #include "write.h"
+#include "lease.h"
 #include "verify.h"
 
 #endif

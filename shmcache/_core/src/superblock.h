@@ -38,7 +38,7 @@
     F(shm_shard, version) F(shm_shard, ghost_seq) F(shm_shard, head) F(shm_shard, tail)          \
     F(shm_shard, largest) F(shm_shard, moves_in_a_row) F(shm_shard, pop_slot)                    \
     F(shm_shard, min_expiry) F(shm_shard, sweep_min) F(shm_shard, swept_ms)                      \
-    F(shm_shard, sweep_slot)                                                                     \
+    F(shm_shard, sweep_slot) F(shm_shard, wake)                                                  \
     F(shm_shard, sets) F(shm_shard, deletes) F(shm_shard, evictions) F(shm_shard, expirations)   \
     F(shm_shard, recoveries) F(shm_shard, lock_acquisitions) F(shm_shard, lock_contended)        \
     F(shm_shard, lock_wait_ns) F(shm_shard, moved_units) F(shm_shard, written_units)             \
@@ -50,7 +50,9 @@
     S(shm_note)                                                                                  \
     F(shm_note, armed) F(shm_note, slot) F(shm_note, word) F(shm_note, counts)                   \
     S(shm_counts)                                                                                \
-    F(shm_counts, entries) F(shm_counts, leases) F(shm_counts, live_units)
+    F(shm_counts, entries) F(shm_counts, leases) F(shm_counts, live_units)                       \
+    S(shm_lease)                                                                                 \
+    F(shm_lease, holder) F(shm_lease, deadline)
 
 typedef struct shm_layout_row {
     const char *name;

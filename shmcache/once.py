@@ -1,6 +1,6 @@
 """Once per key: a missing value is computed by one caller, whoever else asks for it meanwhile.
 
-Place: level 4, beside `cache.py`, which inherits `get_or_init` and `aget_or_init` from here. The
+Place: level 4, beneath `cache.py`. A hit of `get_or_init` never gets here (`_core/handle.pxi`). The
 lease that decides among processes lives in the key's shard (`_core/src/lease.h`); here is who
 takes it, who waits for it, and how.
 
@@ -379,59 +379,20 @@ async def _await_lease(call: _Call, word: int, seconds: float) -> None:
 
 
 class Once(_core.Handle):
-    """`get_or_init` and `aget_or_init`, for handles."""
+    """`aget_or_init`, and what `get_or_init` of the binding does where the key is missing."""
 
     __slots__ = ()
 
-    def get_or_init(
+    def _initialise(
         self,
         key: Key,
         factory: Callable[[], T],
-        ttl: Ttl = None,
-        *,
-        timeout: float = 20.0,
-        stale: float = 0.0,
-        negative_ttl: Ttl = None,
+        ttl: Ttl,
+        timeout: float,
+        stale: float,
+        negative_ttl: Ttl,
     ) -> T:
-        """The value of `key`; where it is missing, that of ``factory()``, called by exactly one
-        thread or task among all processes, while the others wait for its value.
-
-        Args:
-            key: as for `get`.
-            factory: called without arguments, under no lock; it may use the cache, other keys'
-                `get_or_init` included.
-            ttl: seconds that the value is kept; None: for ever.
-            timeout: seconds to wait for somebody else's factory, 0 or more. It bounds waiting, not
-                factories: a living initialiser keeps its right.
-            stale: for that many seconds after expiry, one caller computes anew and all others
-                get the old value at once. `get` misses from expiry on. What counts is the `stale`
-                that the value was stored with.
-            negative_ttl: the ttl of a None from the factory, instead of `ttl`; 0: it is not stored.
-
-        Returns:
-            The value: to the caller whose factory made it the very object, to others a copy
-            (the object itself where it could not be stored, for waiters of the same process).
-
-        Raises:
-            InitTimeout: `timeout` is over, and whoever initialises is alive.
-            ReentrantInit: called for `key` from inside its own factory, in the same context.
-            TypeError: the codec cannot encode the value. Nothing is stored, a waiter goes on.
-            Whatever the factory raises, to its own caller only; a waiter then calls its own one.
-            Arguments are checked where the key is missing.
-
-        If the initialising process dies, a waiter takes over within 50 ms. A `set` or `delete` of
-        the key meanwhile wins: the factory's value then goes to its own caller only. A value for
-        which there is no room (`CacheFull`, `ValueTooLarge`, `LockTimeout`) is returned all the
-        same, and counted in ``stats().store_failures``.
-
-        Cost: a hit is a `get` and one Python call. A miss takes the shard twice.
-        """
-        try:
-            value = self.get(key, MISS)
-        except errors.DecodeError:  # data that does not fit counts as missing
-            value = MISS
-        if value is not MISS:
-            return value  # type: ignore[no-any-return]
+        """get_or_init where the key is missing (its hit is in the binding, which calls this)."""
         return _initialise(_Call(self, key, ttl, timeout, stale, negative_ttl), factory)
 
     async def aget_or_init(

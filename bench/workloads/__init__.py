@@ -9,6 +9,7 @@ NAMES = (
     "get_large",
     "get_dict",
     "local",
+    "once",
     "set_full",
     "set_large",
     "cold",

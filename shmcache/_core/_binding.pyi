@@ -1,10 +1,11 @@
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from shmcache.keys import Key
 
 _K = TypeVar("_K", bound=Key)
+_T = TypeVar("_T")
 _Ttl = float | timedelta | None
 
 LAYOUT: Final[dict[str, int]]
@@ -52,6 +53,16 @@ class Handle(Reads):
     def decr(self, key: Key, delta: int = 1, *, initial: int = 0, ttl: _Ttl = None) -> int: ...
     def try_incr(self, key: Key, delta: int = 1, *, initial: int = 0, ttl: _Ttl = None) -> int: ...
     def touch(self, key: Key, ttl: _Ttl = None) -> bool: ...
+    def get_or_init(
+        self,
+        key: Key,
+        factory: Callable[[], _T],
+        ttl: _Ttl = None,
+        *,
+        timeout: float = 20.0,
+        stale: float = 0.0,
+        negative_ttl: _Ttl = None,
+    ) -> _T: ...
     def get_many(self, keys: Iterable[_K]) -> dict[_K, Any]: ...
     def set_many(self, mapping: Mapping[_K, Any], ttl: _Ttl = None) -> None: ...
     def delete_many(self, keys: Iterable[Key]) -> int: ...

@@ -314,6 +314,57 @@ cdef class Handle(Reads):
             raise self.corrupt("INV-LOG-CHAIN", "a log or the index cannot be walked", &k.k)
         return r == SHM_HIT
 
+    # -------------------------------------------------- once per key (once.py decides)
+
+    def get_or_init(self, key, factory, ttl=None, *, timeout=20.0, stale=0.0, negative_ttl=None):
+        """The value of `key`; where it is missing, that of ``factory()``, called by exactly one
+        thread or task among all processes, while the others wait for its value.
+
+        Args:
+            key: as for `get`.
+            factory: called without arguments, under no lock; it may use the cache, other keys'
+                `get_or_init` included.
+            ttl: seconds that the value is kept; None: for ever.
+            timeout: seconds to wait for somebody else's factory, 0 or more. It bounds waiting, not
+                factories: a living initialiser keeps its right.
+            stale: for that many seconds after expiry, one caller computes anew and all others
+                get the old value at once. `get` misses from expiry on. What counts is the `stale`
+                that the value was stored with.
+            negative_ttl: the ttl of a None from the factory, instead of `ttl`; 0: it is not stored.
+
+        Returns:
+            The value: to the caller whose factory made it the very object, to others a copy
+            (the object itself where it could not be stored, for waiters of the same process).
+
+        Raises:
+            InitTimeout: `timeout` is over, and whoever initialises is alive.
+            ReentrantInit: called for `key` from inside its own factory, in the same context.
+            TypeError: the codec cannot encode the value. Nothing is stored, a waiter goes on.
+            Whatever the factory raises, to its own caller only; a waiter then calls its own one.
+            Arguments are checked where the key is missing.
+
+        If the initialising process dies, a waiter takes over within 50 ms. A `set` or `delete` of
+        the key meanwhile wins: the factory's value then goes to its own caller only. A value for
+        which there is no room (`CacheFull`, `ValueTooLarge`, `LockTimeout`) is returned all the
+        same, and counted in ``stats().store_failures``.
+
+        Cost: a hit is a `get` and some 20 ns.  A miss takes the shard twice.
+        """
+        cdef CKey k
+        cdef object keep, value
+        self.ready()
+        try:
+            if self.local is not None:
+                value = self.local_get(key)
+            else:
+                keep = _encode_key(self, key, &k)
+                value = self.fetch(&k.k, NULL, True)
+        except _errors.DecodeError:  # data that does not fit counts as missing
+            value = _MISSING
+        if value is not _MISSING:
+            return value
+        return self._initialise(key, factory, ttl, timeout, stale, negative_ttl)
+
     # ------------------------------------------------------- batches (batches.pxi)
 
     def get_many(self, keys):

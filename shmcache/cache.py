@@ -30,6 +30,7 @@ from shmcache.codec import Codec
 from shmcache.errors import CacheClosed, GeometryWarning, WouldBlock
 from shmcache.keys import Key
 from shmcache.latency import LatencyRing
+from shmcache.once import Once
 from shmcache.swap import SwapSlot
 from shmcache.token import CancellationToken
 from shmcache.views import KEYS, VERSIONS, CacheItems, CacheKeys, CacheValues
@@ -59,7 +60,7 @@ class Versioned(NamedTuple):
     version: int
 
 
-class Cache(_core.Handle, MutableMapping[Any, Any]):
+class Cache(Once, MutableMapping[Any, Any]):
     """A cache in shared memory, attached to by name.
 
     A `MutableMapping` whose entries every process of the host that opens the same name sees at
@@ -84,7 +85,8 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             (nothing that has not expired is dropped; a full cache raises `CacheFull`).
         codec: at creation ``"msgpack"`` (the default), ``"raw"``, ``"json"``, ``"msgspec"``,
             ``"pickle"`` or an object with ``name``, ``encode`` and ``decode``.
-        local_entries: decoded values to keep in this process. Not built yet: only 0 is taken.
+        local_entries: decoded values that this handle keeps, 0: none. Each is revalidated against
+            shared memory on every get, and is shared within the process: treat it as immutable.
         slots: swap slots to reserve.
         slot_capacity: bytes that each of them can hold.
         persist: keep the segment after its last handle has closed; None: no.
@@ -141,7 +143,7 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             raise ValueError(f"policy must be 'evict' or 'keep', not {policy!r}")
         if persist not in (None, True, False):
             raise ValueError(f"persist must be None, True or False, not {persist!r}")
-        _check_local_entries(local_entries)
+        limits.check_local_entries(local_entries)
         self._last = None
         self._pop_at = 0
         self._opened = {
@@ -156,7 +158,9 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
             "persist": persist,
             "mode": mode,
             "group": group,
+            "local_entries": local_entries,
         }
+        self._keep_local(local_entries)
         self._open(name, create, limits.check_timeout("lock_timeout", lock_timeout))
 
     def _open(self, name: str, create: bool | None, lock_timeout: float) -> None:
@@ -263,7 +267,8 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         asked = self._opened
-        return _attach, (self.name, asked["codec"], asked["group"], self.lock_timeout)
+        local = asked["local_entries"]
+        return _attach, (self.name, asked["codec"], asked["group"], self.lock_timeout, local)
 
     def __copy__(self) -> Self:
         raise TypeError(
@@ -503,17 +508,15 @@ class Cache(_core.Handle, MutableMapping[Any, Any]):
         return verify.verify(self, self.shards)
 
 
-def _check_local_entries(local_entries: object) -> None:
-    if isinstance(local_entries, bool) or not isinstance(local_entries, int):
-        raise TypeError(f"local_entries must be an int, not {type(local_entries).__name__}")
-    if local_entries < 0:
-        raise ValueError(f"local_entries must be 0 or more, not {local_entries}")
-    if local_entries:
-        raise NotImplementedError(
-            "local_entries above 0 is not built yet: leave it at 0, every get decodes"
-        )
-
-
-def _attach(name: str, wanted: str | Codec | None, group: Any, lock_timeout: float) -> Cache:
+def _attach(
+    name: str, wanted: str | Codec | None, group: Any, lock_timeout: float, local_entries: int
+) -> Cache:
     """What a pickled Cache becomes: a handle on the cache of that name."""
-    return Cache(name, create=False, codec=wanted, group=group, lock_timeout=lock_timeout)
+    return Cache(
+        name,
+        create=False,
+        codec=wanted,
+        group=group,
+        lock_timeout=lock_timeout,
+        local_entries=local_entries,
+    )

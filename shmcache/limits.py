@@ -27,6 +27,7 @@ __all__ = [
     "VALUE_MAX",
     "check_count",
     "check_label",
+    "check_local_entries",
     "check_name",
     "check_timeout",
     "ttl_to_ms",
@@ -113,6 +114,20 @@ def check_name(name: object) -> str:
             f"start with a dot, not {shown}"
         )
     return str.__str__(name)
+
+
+def check_local_entries(count: object) -> int:
+    """Check how many decoded values a handle is to keep, and return it.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: below 0.
+    """
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"local_entries must be an int, not {type(count).__name__}")
+    if count < 0:
+        raise ValueError(f"local_entries must be 0 or more, not {count}")
+    return count
 
 
 def check_label(what: str, name: object) -> bytes:

@@ -24,7 +24,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *("segment", "liveness", "attachment", "block", "semaphores", "registry", "creation"),
         *("views", "verify"),
     ),
-    ("cache", "stats", "once", "namespace", "swap", "latency", "token"),
+    ("cache", "stats", "once", "flights", "namespace", "swap", "latency", "token"),
     ("owner", "metrics", "snapshot", "trace", "replay", "readthrough"),
     ("daemon", "contrib", "recipes"),
     ("cli", "__main__"),

@@ -8,6 +8,8 @@ NAMES = (
     "get_miss",
     "get_large",
     "get_dict",
+    "local",
+    "once",
     "set_full",
     "set_large",
     "cold",

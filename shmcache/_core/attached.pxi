@@ -7,6 +7,9 @@ cdef enum:
 cdef uint64_t _NOBODY = 0  # what a closed handle's identity pointer points to
 
 
+cdef class LocalTable
+
+
 cdef class Attached:
     """A process's way into a segment: what is private to a handle.
 
@@ -38,6 +41,8 @@ cdef class Attached:
     cdef uint32_t until_sample     # calls until the next one, counted in strides
     cdef uint32_t stride           # what `countdown` was last set to
     cdef uint32_t dice             # state of the generator that draws which call it is
+    cdef dict local        # key -> LocalEntry, None where nothing is kept (local.pxi)
+    cdef LocalTable table  # what bounds it
 
     def __cinit__(self):
         self.identity = &_NOBODY
@@ -114,7 +119,21 @@ cdef class Attached:
         self.joined = 1
         self._attachment = None
         self.mapping = None
+        if self.table is not None:
+            self._keep_local(self.table.limit)
         return attachment
+
+    def _keep_local(self, Py_ssize_t limit):
+        """Keep up to `limit` decoded values from now on, none of those kept before."""
+        cdef object kept = self.table
+        cdef dict local = self.local  # both live until the end: destructors may run any code
+        cdef LocalTable table = LocalTable(limit) if limit > 0 else None
+        cdef dict fresh = {} if limit > 0 else None
+        self.table = table
+        self.local = fresh
+        if kept is not None:
+            (<LocalTable>kept).empty()
+            local.clear()
 
     @property
     def lock_timeout(self):
@@ -347,6 +366,10 @@ cdef class Attached:
 
     @cython.final
     cdef int release(self, uint32_t shard) except -1:
-        if shm_lock_release(&shm_shard_at(&self.view, shard).holder):
+        cdef shm_shard *sh = shm_shard_at(&self.view, shard)
+        cdef bint wake = shm_wake_due(sh), contended = shm_lock_release(&sh.holder)
+        if wake:  # a lease has gone: whoever waits for it looks again
+            shm_wake_all(&sh.wake)
+        if contended:
             self.held().post(shard)
         return 0

@@ -28,7 +28,10 @@ cdef dict _get_many(Handle h, object keys):
         for i in range(n):
             shm_prefetch_entry(&h.view, ck[i].k.hash)
         for i in range(n):
-            value = h.fetch(&ck[i].k, NULL, True)
+            if h.local is not None:
+                value = h.local_get(batch[i])
+            else:
+                value = h.fetch(&ck[i].k, NULL, True)
             if value is not _MISSING:
                 found[batch[i]] = value
             h.ready()  # so may the codec's, and a large copy releases the GIL

@@ -24,6 +24,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_FromDouble
 from cpython.long cimport PyLong_FromLongLong
 from cpython.object cimport PyObject
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.long cimport PyLong_FromUnsignedLongLong
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -43,6 +44,8 @@ cdef extern from "glue.h" nogil:
     void shm_choose_clock()
     uint64_t shm_now_ms()
     uint64_t shm_now_ns()
+    void shm_wake_wait(uint32_t *word, uint32_t expected, uint64_t ns)
+    void shm_wake_all(uint32_t *word)
     bint shm_is_ascii(const uint8_t *p, size_t n)
     const char *const *shm_fault_names
     const char *const *shm_invariant_names
@@ -75,7 +78,9 @@ include "values.pxi"
 include "reads.pxi"
 include "ring.pxi"
 include "batches.pxi"
+include "local.pxi"
 include "handle.pxi"
+include "lease.pxi"
 include "cursor.pxi"
 include "swap.pxi"
 include "token.pxi"

@@ -10,7 +10,7 @@ cdef extern from "stdbool.h":
 cdef extern from "core.h" nogil:
     const int SHM_MISS, SHM_HIT, SHM_FULL, SHM_CORRUPT, SHM_EXISTS, SHM_MISMATCH
     const int SHM_NOT_INT, SHM_OVERFLOW, SHM_BUSY
-    const int SHM_PUT_SET, SHM_PUT_ADD, SHM_PUT_REPLACE, SHM_PUT_CAS
+    const int SHM_PUT_SET, SHM_PUT_ADD, SHM_PUT_REPLACE, SHM_PUT_CAS, SHM_PUT_PUBLISH
     const int SHM_K_TYPE, SHM_K_STR, SHM_K_BYTES, SHM_K_INT, SHM_K_FLOAT, SHM_K_BOOL, SHM_K_NONE
     const int SHM_K_UUID, SHM_K_TUPLE, SHM_K_NAMESPACED, SHM_K_LEASE, SHM_K_EXPIRES, SHM_K_PAD
     const int SHM_V_BYTES, SHM_V_INT, SHM_V_STR, SHM_V_FLOAT, SHM_V_NONE, SHM_V_FALSE, SHM_V_TRUE
@@ -65,6 +65,7 @@ cdef extern from "core.h" nogil:
         uint64_t head[2]
         uint64_t tail[2]
         uint64_t min_expiry
+        uint32_t wake
         uint64_t sets, deletes, evictions, expirations, recoveries, lock_acquisitions
         uint64_t lock_contended, lock_wait_ns, moved_units, written_units, ghost_hits, promotions
         uint64_t worst_write_units
@@ -98,10 +99,13 @@ cdef extern from "core.h" nogil:
 
     ctypedef struct shm_put:
         const void *value
-        uint64_t expiry, version
+        uint64_t expiry, version, stale_ms
         uint32_t value_len
         uint8_t value_kind, mode
         cbool keep_expiry
+
+    ctypedef struct shm_claim:
+        uint64_t me, deadline, dead, unfit, version
 
     ctypedef struct shm_finding:
         uint32_t invariant, slot
@@ -163,6 +167,7 @@ cdef extern from "core.h" nogil:
     shm_shard *shm_shard_at(const shm_view *v, uint32_t i)
     uint32_t shm_shard_of(const shm_view *v, uint64_t hash)
     uint64_t shm_expiry_at(uint64_t word)
+    uint64_t shm_expiry_reclaim_at(uint64_t word)
     uint64_t shm_expiry_word(uint64_t at_ms, uint64_t stale_ms)
     uint64_t shm_entry_units(uint64_t key_len, uint64_t value_len, cbool expires)
 
@@ -174,6 +179,7 @@ cdef extern from "core.h" nogil:
     void shm_prefetch_entry(const shm_view *v, uint64_t hash)
     void shm_bytes_copy(void *to, const void *frm, size_t n)
 
+    cbool shm_word_current(uint64_t *slot, uint64_t word)
     cbool shm_lock_try(uint64_t *holder, uint64_t me)
     cbool shm_lock_spin(uint64_t *holder, uint64_t me)
     uint64_t shm_lock_or_contend(uint64_t *holder, uint64_t me, cbool waited)
@@ -189,6 +195,10 @@ cdef extern from "core.h" nogil:
     int shm_incr(shm_op *op, const shm_key *key, int64_t delta, int64_t initial, shm_put *put,
                  int64_t *result)
     int shm_touch(shm_op *op, const shm_key *key, uint64_t expiry)
+    int shm_lease_take(shm_op *op, const shm_key *key, shm_claim *claim)
+    int shm_lease_release(shm_op *op, const shm_key *key, uint64_t version)
+    int shm_lease_find(const shm_view *v, const shm_key *key, uint64_t *holder, uint64_t *version)
+    cbool shm_wake_due(shm_shard *sh)
     uint32_t shm_clear_slots(shm_op *op, uint32_t first, uint32_t n)
     uint32_t shm_sweep(shm_op *op, uint32_t slots)
     void shm_verify_shard(shm_op *op, shm_findings *out)
@@ -229,5 +239,6 @@ cdef extern from "core.h" nogil:
     uint32_t shm_token_bell(const shm_token *first)
     uint64_t RD(const uint64_t *p)
     uint64_t RDA(const uint64_t *p)
+    uint32_t shm_load_wake "RDA"(const uint32_t *p)
     void WR(uint64_t *p, uint64_t x)
     void shm_count(uint64_t *p, uint64_t n)

@@ -3,8 +3,11 @@
 #ifndef SHMCACHE_GLUE_H
 #define SHMCACHE_GLUE_H
 
+#include <limits.h>
+#include <linux/futex.h>
 #include <signal.h>
 #include <stdint.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -33,6 +36,19 @@ static inline uint64_t shm_now_ns(void) /* precise: deadlines of waits, lock wai
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Wait until `*word` is not `expected`, somebody wakes, or `ns` are over.  The word is in memory
+ * that processes share, so these are not the PRIVATE kind.  A hint to look again, nothing more. */
+static inline void shm_wake_wait(uint32_t *word, uint32_t expected, uint64_t ns)
+{
+    struct timespec t = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
+    syscall(SYS_futex, word, FUTEX_WAIT, expected, &t, (void *)0, 0);
+}
+
+static inline void shm_wake_all(uint32_t *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, (void *)0, (void *)0, 0);
 }
 
 static inline bool shm_is_ascii(const uint8_t *p, size_t n)

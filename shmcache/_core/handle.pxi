@@ -14,12 +14,16 @@ cdef int _store_released(shm_view *view, uint32_t shard, shm_key *k, shm_put *p,
     """Store and release: the part of a large write that runs without the GIL."""
     cdef shm_op op
     cdef int r
+    cdef bint wake
     cdef shm_shard *sh = shm_shard_at(view, shard)
     shm_count(&sh.lock_acquisitions, 1)
     shm_op_begin(&op, view, shard, shm_now_ms())
-    p.expiry = shm_expiry_word(op.now_ms + ttl_ms, 0) if ttl_ms else 0
+    p.expiry = shm_expiry_word(op.now_ms + ttl_ms, p.stale_ms) if ttl_ms else 0
     r = shm_store(&op, k, p)
+    wake = shm_wake_due(sh)
     contended[0] = shm_lock_release(&sh.holder)
+    if wake:
+        shm_wake_all(&sh.wake)
     return r
 
 
@@ -64,6 +68,7 @@ cdef class Handle(Reads):
         p.mode = <uint8_t>mode
         p.version = version
         p.keep_expiry = keep_expiry and ttl is None
+        p.stale_ms = 0
         return self.store(&k.k, &p, ttl_ms, key, timeout)
 
     @cython.final
@@ -90,7 +95,7 @@ cdef class Handle(Reads):
         if p.value_len < LARGE:
             self.acquire(shard, timeout)
             shm_op_begin(&op, &self.view, shard, shm_now_ms())
-            p.expiry = shm_expiry_word(op.now_ms + ttl_ms, 0) if ttl_ms else 0
+            p.expiry = shm_expiry_word(op.now_ms + ttl_ms, p.stale_ms) if ttl_ms else 0
             r = shm_store(&op, k, p)
             self.release(shard)
         else:
@@ -330,6 +335,57 @@ cdef class Handle(Reads):
         if r == SHM_CORRUPT:
             raise self.corrupt("INV-LOG-CHAIN", "a log or the index cannot be walked", &k.k)
         return r == SHM_HIT
+
+    # -------------------------------------------------- once per key (once.py decides)
+
+    def get_or_init(self, key, factory, ttl=None, *, timeout=20.0, stale=0.0, negative_ttl=None):
+        """The value of `key`; where it is missing, that of ``factory()``, called by exactly one
+        thread or task among all processes, while the others wait for its value.
+
+        Args:
+            key: as for `get`.
+            factory: called without arguments, under no lock; it may use the cache, other keys'
+                `get_or_init` included.
+            ttl: seconds that the value is kept; None: for ever.
+            timeout: seconds to wait for somebody else's factory, 0 or more. It bounds waiting, not
+                factories: a living initialiser keeps its right.
+            stale: for that many seconds after expiry, one caller computes anew and all others
+                get the old value at once. `get` misses from expiry on. What counts is the `stale`
+                that the value was stored with.
+            negative_ttl: the ttl of a None from the factory, instead of `ttl`; 0: it is not stored.
+
+        Returns:
+            The value: to the caller whose factory made it the very object, to others a copy
+            (the object itself where it could not be stored, for waiters of the same process).
+
+        Raises:
+            InitTimeout: `timeout` is over, and whoever initialises is alive.
+            ReentrantInit: called for `key` from inside its own factory, in the same context.
+            TypeError: the codec cannot encode the value. Nothing is stored, a waiter goes on.
+            Whatever the factory raises, to its own caller only; a waiter then calls its own one.
+            Arguments are checked where the key is missing.
+
+        If the initialising process dies, a waiter takes over within 50 ms. A `set` or `delete` of
+        the key meanwhile wins: the factory's value then goes to its own caller only. A value for
+        which there is no room (`CacheFull`, `ValueTooLarge`, `LockTimeout`) is returned all the
+        same, and counted in ``stats().store_failures``.
+
+        Cost: a hit is a `get` and some 20 ns.  A miss takes the shard twice.
+        """
+        cdef CKey k
+        cdef object keep, value
+        self.ready()
+        try:
+            if self.local is not None:
+                value = self.local_get(key)
+            else:
+                keep = _encode_key(self, key, &k)
+                value = self.fetch(&k.k, NULL, True)
+        except _errors.DecodeError:  # data that does not fit counts as missing
+            value = _MISSING
+        if value is not _MISSING:
+            return value
+        return self._initialise(key, factory, ttl, timeout, stale, negative_ttl)
 
     # ------------------------------------------------------- batches (batches.pxi)
 

@@ -4,14 +4,22 @@ cdef class Reads(Attached):
     """The reading half of a cache's hot methods."""
 
     @cython.final
-    cdef object fetch(self, shm_key *key, uint64_t *version, bint count):
-        """The value of `key`, or _MISSING.  Takes no lock and never waits."""
+    cdef inline object fetch(self, shm_key *key, uint64_t *version, bint count):
+        """The value of `key`, or _MISSING: a private copy.  Takes no lock and never waits."""
         cdef shm_hit hit
+        cdef object value = self.fetch_hit(key, &hit, count)
+        if version != NULL and value is not _MISSING:
+            version[0] = hit.version
+        return value
+
+    @cython.final
+    cdef object fetch_hit(self, shm_key *key, shm_hit *hit, bint count):
+        """`fetch`; where it finds a value, `hit` says what it was read from."""
         cdef object copy, mapping
         cdef int r, tries = SHM_READ_TRIES
         while tries > 0:
             tries -= 1
-            r = shm_find(&self.view, key, &hit)
+            r = shm_find(&self.view, key, hit)
             if r == SHM_MISS:
                 if count:
                     self.view.client.misses += 1
@@ -19,7 +27,7 @@ cdef class Reads(Attached):
             if r == SHM_CORRUPT:
                 break
             if hit.expiry and shm_expiry_at(hit.expiry) <= shm_now_ms():
-                if not shm_hit_valid(&self.view, &hit):
+                if not shm_hit_valid(&self.view, hit):
                     continue
                 if count:
                     self.view.client.misses += 1
@@ -28,17 +36,15 @@ cdef class Reads(Attached):
                 copy = PyBytes_FromStringAndSize(NULL, hit.value_len)
                 shm_bytes_copy(PyBytes_AS_STRING(copy), hit.value, hit.value_len)
             elif hit.value_len < LARGE:
-                copy = _copy_value(self, &hit)
+                copy = _copy_value(self, hit)
             else:  # without the GIL: keep the memory mapped, and look who is there afterwards
                 mapping = self.mapping
-                copy = _copy_value(self, &hit)
+                copy = _copy_value(self, hit)
                 self.same(mapping)
-            if shm_hit_valid(&self.view, &hit):
-                shm_hit_mark(&hit)
+            if shm_hit_valid(&self.view, hit):
+                shm_hit_mark(hit)
                 if count:
                     self.view.client.hits += 1
-                if version != NULL:
-                    version[0] = hit.version
                 if hit.value_kind == SHM_V_BYTES:
                     return copy
                 return _decode_value(self, hit.value_kind, copy)
@@ -53,8 +59,11 @@ cdef class Reads(Attached):
         cdef object mapping = self.mapping  # another thread may close or reopen the handle
         cdef shm_ring_view ring = self.own[0]
         cdef uint64_t began = shm_now_ns()
-        keep = _encode_key(self, key, &k)
-        value = self.fetch(&k.k, NULL, True)
+        if self.local is not None:
+            value = self.local_get(key)
+        else:
+            keep = _encode_key(self, key, &k)
+            value = self.fetch(&k.k, NULL, True)
         shm_ring_record(&ring, min(shm_now_ns() - began, SHM_MAX_DURATION_NS), shm_now_ms())
         return value
 
@@ -64,11 +73,39 @@ cdef class Reads(Attached):
             f"{invariant} does not hold in shard {shm_shard_of(&self.view, key.hash)} of cache "
             f"{self.name!r}: {what}; run verify(), then unlink the cache and let it be made anew")
 
+    @cython.final
+    cdef object local_get(self, object key):
+        """The value of `key`, or _MISSING; the object that an earlier get decoded where that is
+        still what the cache holds (local.pxi)."""
+        cdef CKey k
+        cdef shm_hit hit
+        cdef object keep, value, mapping, name = key
+        cdef PyObject *found
+        if type(key) is not str and type(key) is not int:
+            name = _local_name(key)
+            self.ready()  # making it may have run anything
+        found = PyDict_GetItemWithError(self.local, name)
+        if found != NULL:
+            value = _local_hit(self, <LocalEntry>found)
+            if value is not _MISSING:
+                return value
+        keep = _encode_key(self, key, &k)
+        mapping = self.mapping
+        value = self.fetch_hit(&k.k, &hit, True)
+        if self.mapping is mapping:  # else closed or reopened while the codec ran
+            if value is _MISSING:
+                _local_forget(self, name)
+            else:
+                _local_keep(self, name, value, &hit)
+        return value
+
     def get(self, key, default=None):
         """The value of `key`, or `default`.
 
         Takes no lock and never waits.  Cost: a hash, one or two cache lines, one copy, and the
         codec where the value is not bytes, str, int, float, bool or None.
+        With `local_entries` a decoded object is handed out again while it is current: treat it
+        as immutable.
         Raises TypeError, KeyTooLarge, OverflowError (no key), DecodeError, CacheClosed,
         CacheNotFound (unlinked meanwhile).
         """
@@ -76,6 +113,8 @@ cdef class Reads(Attached):
         cdef object keep, value
         if self.ready():
             value = self.fetch_timed(key)
+        elif self.local is not None:
+            value = self.local_get(key)
         else:
             keep = _encode_key(self, key, &k)
             value = self.fetch(&k.k, NULL, True)
@@ -86,6 +125,8 @@ cdef class Reads(Attached):
         cdef object keep, value
         if self.ready():
             value = self.fetch_timed(key)
+        elif self.local is not None:
+            value = self.local_get(key)
         else:
             keep = _encode_key(self, key, &k)
             value = self.fetch(&k.k, NULL, True)

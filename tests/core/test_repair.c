@@ -67,9 +67,9 @@ static bool equal(const state *a, const state *b)
 
 static int store_lease(const shm_view *v, uint32_t k)
 {
-    uint8_t token[16] = {0};
-    shm_put put = {.value = token,
-                   .value_len = 16,
+    shm_lease token = {.holder = v->me};
+    shm_put put = {.value = &token,
+                   .value_len = sizeof token,
                    .value_kind = SHM_V_LEASE,
                    .mode = SHM_PUT_ADD,
                    .expiry = shm_expiry_word(now + 1000, 0)};

@@ -376,8 +376,11 @@ static void touch_publishes_a_copy(void)
 static void leases_stay_until_the_key_is_written(void)
 {
     tkey t;
-    shm_put put = {
-        .value = "nonce", .value_len = 5, .value_kind = SHM_V_LEASE, .mode = SHM_PUT_ADD};
+    shm_lease lease = {.holder = 1ull << SHM_L_CLIENT_SHIFT};
+    shm_put put = {.value = &lease,
+                   .value_len = sizeof lease,
+                   .value_kind = SHM_V_LEASE,
+                   .mode = SHM_PUT_ADD};
     MAKE(E, .buckets = 64, .main_units = 1000, .probation_units = 100);
     make_key(v, &t, 1, 16);
     t.k.kind |= SHM_K_LEASE;
@@ -396,6 +399,94 @@ static void leases_stay_until_the_key_is_written(void)
     CHECK_EQ(del(1, 0), SHM_HIT);
     CHECK_EQ(sh->counts.leases, 0);
     CHECK_EQ(seg_verify(v, "without it"), 0);
+    seg_free(&s);
+}
+
+static void one_at_a_time_has_the_lease(void)
+{
+    tkey t;
+    shm_claim mine = {.me = 1ull << SHM_L_CLIENT_SHIFT | 1}, other = {.me = 2ull << 32 | 1};
+    shm_put put = {.value = "value", .value_len = 5, .value_kind = SHM_V_BYTES};
+    uint64_t holder, version, wake;
+    MAKE(E, .buckets = 64, .main_units = 1000, .probation_units = 100);
+    make_key(v, &t, 1, 16);
+    CHECK_EQ(shm_lease_find(v, &t.k, &holder, &version), SHM_MISS);
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &mine)), SHM_MISS);
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &other)), SHM_EXISTS);
+    CHECK_EQ(other.version, mine.version);
+    CHECK_EQ(shm_lease_find(v, &t.k, &holder, &version), SHM_HIT);
+    CHECK_EQ(holder, mine.me);
+    CHECK_EQ(version, mine.version);
+    CHECK_EQ(sh->sets, 0); /* nobody has set anything */
+
+    other.dead = mine.version; /* the kernel says so */
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &other)), SHM_MISS);
+    CHECK(other.version != mine.version);
+    put.mode = SHM_PUT_PUBLISH;
+    put.version = mine.version; /* it lives after all: too late */
+    CHECK_EQ(LOCKED(v, 0, 0, shm_store(op, &t.k, &put)), SHM_MISMATCH);
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_release(op, &t.k, mine.version)), SHM_MISS);
+    CHECK_EQ(sh->counts.leases, 1);
+    CHECK_EQ(seg_verify(v, "with a lease"), 0);
+
+    wake = sh->wake;
+    put.version = other.version;
+    CHECK_EQ(LOCKED(v, 0, 0, shm_store(op, &t.k, &put)), SHM_HIT);
+    CHECK(sh->wake >> 1 != wake >> 1);
+    CHECK(shm_wake_due(sh));
+    CHECK(!shm_wake_due(sh));
+    CHECK_EQ(sh->counts.leases, 0);
+    CHECK_EQ(sh->sets, 1);
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &mine)), SHM_HIT);
+    mine.unfit = put.version; /* what is there cannot be decoded */
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &mine)), SHM_MISS);
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_release(op, &t.k, mine.version)), SHM_HIT);
+    CHECK_EQ(seg_verify(v, "without it"), 0);
+    seg_free(&s);
+}
+
+static void leases_are_few(void)
+{
+    shm_claim claim = {.me = 1ull << SHM_L_CLIENT_SHIFT | 1};
+    uint32_t taken = 0;
+    MAKE(K, .buckets = 64, .main_units = 4000);
+    for (uint64_t i = 1; i < 500; i++) {
+        tkey t;
+        make_key(v, &t, i, 16);
+        if (LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &claim)) == SHM_MISS)
+            taken++;
+    }
+    CHECK_EQ(taken, shm_lease_most(v));
+    CHECK_EQ(sh->counts.leases, taken);
+    CHECK_EQ(sh->counts.entries, 0);
+    CHECK_EQ(seg_verify(v, "all leases taken"), 0);
+    seg_free(&s);
+}
+
+static void a_ghost_outlives_a_lease(void)
+{
+    shm_claim claim = {.me = 1ull << SHM_L_CLIENT_SHIFT | 1};
+    shm_put put = {.value = "v", .value_len = 1, .value_kind = SHM_V_BYTES};
+    shm_found f;
+    shm_op o;
+    tkey t;
+    MAKE(E, .buckets = 64, .main_units = 1000, .probation_units = 100);
+    for (uint64_t i = 1; i < 3000; i++)
+        CHECK_EQ(set(i, 60, 0, 0), SHM_HIT);
+    shm_op_begin(&o, v, 0, 0);
+    for (uint64_t i = 2999;; i--) { /* the youngest that was evicted and left a ghost */
+        CHECK(i > 0);
+        make_key(v, &t, i, 16);
+        CHECK_EQ(shm_lookup(&o, &t.k, &f), SHM_HIT);
+        if (f.slot == SHM_NO_SLOT && f.ghost)
+            break;
+    }
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &claim)), SHM_MISS);
+    put.mode = SHM_PUT_PUBLISH;
+    put.version = claim.version;
+    CHECK_EQ(LOCKED(v, 0, 0, shm_store(op, &t.k, &put)), SHM_HIT);
+    CHECK_EQ(shm_lookup(&o, &t.k, &f), SHM_HIT);
+    CHECK_EQ(shm_word_log(f.hit.word), SHM_MAIN);
     seg_free(&s);
 }
 
@@ -444,6 +535,9 @@ int main(void)
     RUN(counters);
     RUN(touch_publishes_a_copy);
     RUN(leases_stay_until_the_key_is_written);
+    RUN(one_at_a_time_has_the_lease);
+    RUN(leases_are_few);
+    RUN(a_ghost_outlives_a_lease);
     RUN(a_segment_means_the_same_at_every_address);
     return report("test_shard");
 }

@@ -24,6 +24,8 @@ PROCESSES = 4
 KEYS = [f"key {number}" for number in range(4)]
 OPERATIONS = ["get"] * 4 + ["set"] * 2 + ["gets", "cas", "cas", "add", "replace", "delete", "pop"]
 OPERATIONS += ["incr"] * 2
+LOCAL_OPERATIONS = ["get"] * 12 + ["set", "gets", "cas", "add", "replace", "delete", "pop"]
+"""For values that are decoded, and so kept by their readers: mostly gets, and no counting."""
 
 
 def perform(cache: Cache, name: str, key: str, arguments: tuple[Any, ...]) -> Any:
@@ -90,12 +92,14 @@ def work(
     seed: float,
     calls: int,
     churn: bool,
+    local: bool,
     record: Record,
     rounds: Rounds,
 ) -> None:
     """Make random calls; record before and after each what it is and what it gave."""
     rng = random.Random(seed)
-    cache = Cache(name, create=False, lock_timeout=30)
+    cache = Cache(name, create=False, lock_timeout=30, local_entries=3 if local else 0)
+    operations = LOCAL_OPERATIONS if local else OPERATIONS
     versions: dict[str, Any] = dict.fromkeys(KEYS, 0)
     midway = rng.randrange(calls // 4, calls)
     channel.sync()
@@ -105,8 +109,10 @@ def work(
         if number == midway:
             channel.send("midway")
         key = rng.choice(KEYS)
-        operation = rng.choice(OPERATIONS)
-        unique = caller * 1_000_000_000 + number * 1000
+        operation = rng.choice(operations)
+        unique: Any = caller * 1_000_000_000 + number * 1000
+        if local:
+            unique = (unique,)  # goes through the codec
         arguments: tuple[Any, ...] = ()
         if operation in ("set", "add", "replace"):
             arguments = (unique,)
@@ -131,6 +137,7 @@ def history(
     seed: int,
     calls: int = 1500,
     churn: bool = False,
+    local: bool = False,
     victims: int = 0,
 ) -> list[Call]:
     """What PROCESSES workers did to one small cache; the first ``victims`` are killed midway."""
@@ -139,7 +146,7 @@ def history(
     records = [Record() for _ in range(PROCESSES)]
     rounds = Rounds()
     workers = [
-        start(work, cache.name, caller, rng.random(), calls, churn, record, rounds)
+        start(work, cache.name, caller, rng.random(), calls, churn, local, record, rounds)
         for caller, record in enumerate(records)
     ]
     release(workers)
@@ -173,6 +180,7 @@ def overlaps(recorded: list[Call]) -> int:
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "entries move": {"churn": True},
+    "local entries": {"local": True, "churn": True},
     "processes die": {"victims": 2, "churn": True},
 }
 

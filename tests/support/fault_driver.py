@@ -10,6 +10,7 @@ is still a zombie, this process reads everything, writes to the shard, verifies,
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -107,6 +108,20 @@ def batch(count: int) -> dict[str, bytes]:
     return {f"new {turn}": payload(f"new {turn}", 300) for turn in range(count)}
 
 
+def lease(cache: Cache) -> None:
+    outcome, _ = _core.lease_take(cache, "victim", 0, 0, 0, 5.0)
+    require(outcome == "taken", outcome)
+
+
+def initialise(cache: Cache) -> None:
+    cache.get_or_init("victim", lambda: payload("victim", 500))
+
+
+def initialise_in_vain(cache: Cache) -> None:
+    with contextlib.suppress(LookupError):
+        cache.get_or_init("victim", lambda: {}["nothing"])
+
+
 def several(*steps: Callable[[Cache], object]) -> Callable[[Cache], None]:
     def run(cache: Cache) -> None:
         for step in steps:
@@ -178,6 +193,12 @@ PATHS: dict[str, Path] = {
         fill(0.1),
         lambda key: key.startswith("filler"),
     ),
+    "get_or_init": Path(initialise),
+    "get_or_init, evict": Path(initialise, several(fill(0.7), set_new_keys), is_any, "evict"),
+    "get_or_init that raises": Path(initialise_in_vain),
+    "set over a lease": Path(lambda c: c.set("victim", payload("victim", 500)), lease),
+    "delete of a lease": Path(lambda c: c.delete("victim"), lease),
+    "clear of a lease": Path(lambda c: c.clear(), lease, is_any),
     "take over": Path(
         lambda c: c.set("victim", payload("victim", 500)), victim, first_death="slot_stored"
     ),

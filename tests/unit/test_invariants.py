@@ -17,6 +17,7 @@ ALL_ONES = (1 << 64) - 1
 
 KIND_LIVE = 1 << 2
 TAG_BIT = 1 << 5
+VALUE_LEASE = 10  # SHM_V_LEASE of layout.h
 POSITION_SHIFT = 20
 
 
@@ -90,6 +91,18 @@ def break_min_expiry(shard: Shard) -> None:
     shard.words[field("min_expiry", 8)] = ALL_ONES
 
 
+def break_lease(shard: Shard) -> None:
+    for slot in shard.slots:
+        if shard.words[slot] & 0xC == KIND_LIVE:
+            header = shard.entry(slot)
+            if shard.words[header] >> 56 == VALUE_LEASE:
+                key_bytes = shard.words[header] >> 32 & 0xFFFF
+                assert key_bytes == 8, "an int key: the lease lies on a word"
+                shard.words[header + 3] = 0
+                return
+    raise AssertionError("no lease")
+
+
 def break_geometry(shard: Shard) -> None:
     shard.halves[field("probe_limit", 4)] = shard.geometry.max_probe_buckets + 1
 
@@ -103,6 +116,7 @@ BREAKERS: dict[str, Callable[[Shard], None]] = {
     "INV-NOTE": break_note,
     "INV-GAP": break_gap,
     "INV-MIN-EXPIRY": break_min_expiry,
+    "INV-LEASE": break_lease,
     "INV-GEOMETRY": break_geometry,
 }
 
@@ -114,6 +128,7 @@ def names_in(path: Path) -> set[str]:
 def fill(cache: Cache) -> None:
     """Fill a `keep` cache of one shard until it refuses, so that no more than the gap is free."""
     cache.set("expires", b"x" * 100, ttl=3600)
+    assert _core.lease_take(cache, -1, 0, 0, 0, 5.0)[0] == "taken"
     with pytest.raises(CacheFull):
         for number in range(1_000_000):
             cache[number] = b"x" * 500

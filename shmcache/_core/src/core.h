@@ -13,6 +13,7 @@
 #include "read.h"
 #include "room.h"
 #include "write.h"
+#include "lease.h"
 #include "verify.h"
 #include "directory.h"
 #include "swap.h"

@@ -269,7 +269,7 @@ typedef struct shm_shard {
     uint64_t sweep_min;   /* the same, for what the sweep has passed in its present round */
     uint64_t swept_ms;    /* when the sweep last completed a round */
     uint32_t sweep_slot;  /* where the sweep goes on */
-    uint32_t reserved1;
+    uint32_t wake;        /* futex word: advanced by 2 when a lease goes; bit 0: wake who waits */
     uint64_t reserved2[4];
     /* lines 5 and 6: statistics, written by the holder, read by anybody */
     uint64_t sets;
@@ -296,6 +296,18 @@ _Static_assert(offsetof(shm_shard, min_expiry) == 256, "expiry line");
 _Static_assert(offsetof(shm_shard, sets) == 320, "statistics lines");
 _Static_assert(offsetof(shm_shard, wait_histogram) == 448, "histogram line");
 _Static_assert(sizeof(shm_shard) == 512, "shard header size");
+
+/* ------------------------------------------------------------------------------- a lease
+ * The value of a SHM_V_LEASE entry: who is initialising the key.  An entry of its own beside the
+ * key's value, under the same content and type with SHM_K_LEASE; its version is its token.
+ */
+typedef struct shm_lease {
+    uint64_t holder;   /* identity word of the initialiser's client */
+    uint64_t deadline; /* bits 0-62: CLOCK_MONOTONIC milliseconds until which its caller expects to
+                          be done, for people to read; bit 63: the key's ghost was there */
+} shm_lease;
+_Static_assert(sizeof(shm_lease) == 16, "lease size");
+#define SHM_LEASE_GHOST (1ull << 63)
 
 /* ------------------------------------------------ names of swap slots and of tokens
  * `seal` is stored last: 0 means that the record is free, whatever else is in it.  A record that

@@ -110,6 +110,19 @@ static inline void shm_hit_mark(const shm_hit *hit)
                                     __ATOMIC_RELAXED);
 }
 
+/* Does `slot` still hold `word` (visited bits aside)?  Then the entry that was read through it is
+ * current: a word does not come back.  Marks the use, as a hit does.  Whoever kept a decoded value
+ * asks this instead of reading the entry again (INV-LOCAL). */
+static inline bool shm_word_current(uint64_t *slot, uint64_t word)
+{
+    uint64_t w = RDA(slot);
+    if (UNLIKELY(!shm_same_word(w, word)))
+        return false;
+    if (UNLIKELY((w & SHM_W_VISITED) != SHM_W_VISITED))
+        __atomic_compare_exchange_n(slot, &w, w + 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return true;
+}
+
 /* Look `key` up.  SHM_HIT: *hit names the value, to be copied and then checked by
  * shm_hit_valid; SHM_MISS; SHM_CORRUPT after SHM_READ_TRIES.  Expiry is the caller's to check. */
 static inline int shm_find(const shm_view *v, const shm_key *key, shm_hit *hit)

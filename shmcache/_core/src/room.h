@@ -102,6 +102,11 @@ static inline void shm_drop(shm_op *op, uint32_t slot, uint64_t word, uint32_t u
     shm_note_arm(op, slot, left, &c);
     shm_note_commit(op, slot, left, &c);
     op->changed++;
+    if (lease) { /* after the slot: who reads the new word finds no lease; who found it waits for
+                    the old word.  Bit 0 stays until somebody has released the shard and woken */
+        WRR(&op->sh->wake, (RD(&op->sh->wake) + 2u) | 1u);
+        FAULT(lease_dropped);
+    }
 }
 
 /* Append a copy of the entry behind `hit` (units long, at the head of log `from`) to log `to` and

@@ -38,7 +38,7 @@
     F(shm_shard, version) F(shm_shard, ghost_seq) F(shm_shard, head) F(shm_shard, tail)          \
     F(shm_shard, largest) F(shm_shard, moves_in_a_row) F(shm_shard, pop_slot)                    \
     F(shm_shard, min_expiry) F(shm_shard, sweep_min) F(shm_shard, swept_ms)                      \
-    F(shm_shard, sweep_slot)                                                                     \
+    F(shm_shard, sweep_slot) F(shm_shard, wake)                                                  \
     F(shm_shard, sets) F(shm_shard, deletes) F(shm_shard, evictions) F(shm_shard, expirations)   \
     F(shm_shard, recoveries) F(shm_shard, lock_acquisitions) F(shm_shard, lock_contended)        \
     F(shm_shard, lock_wait_ns) F(shm_shard, moved_units) F(shm_shard, written_units)             \
@@ -67,7 +67,9 @@
     F(shm_ring, name) F(shm_ring, named) F(shm_ring, samples_off) F(shm_ring, histogram_off)     \
     F(shm_ring, capacity) F(shm_ring, word_bits) F(shm_ring, bucket_bits)                        \
     F(shm_ring, head) F(shm_ring, sum_ns) F(shm_ring, max_ns) F(shm_ring, tail)                  \
-    F(shm_ring, cleared)
+    F(shm_ring, cleared)                                                                         \
+    S(shm_lease)                                                                                 \
+    F(shm_lease, holder) F(shm_lease, deadline)
 
 typedef struct shm_layout_row {
     const char *name;

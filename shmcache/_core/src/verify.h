@@ -6,7 +6,8 @@
 #ifndef SHMCACHE_VERIFY_H
 #define SHMCACHE_VERIFY_H
 
-#include "write.h"
+#include "lease.h"
+#include "lock.h"
 
 #define SHM_INVARIANTS(X)                                                                        \
     X(INV_LOG_CHAIN, "INV-LOG-CHAIN", "from head to tail a log is a chain of whole entries")     \
@@ -17,6 +18,7 @@
     X(INV_NOTE, "INV-NOTE", "outside a change the note is clear")                                \
     X(INV_GAP, "INV-GAP", "the free room takes a move of the largest entry")                     \
     X(INV_MIN_EXPIRY, "INV-MIN-EXPIRY", "no live entry expires before min_expiry")               \
+    X(INV_LEASE, "INV-LEASE", "a lease names a client, and there are few of them")               \
     X(INV_GEOMETRY, "INV-GEOMETRY", "positions and limits lie within the geometry")
 
 #define SHM_INV_ENUM(id, name, text) SHM_##id,
@@ -140,10 +142,15 @@ static void shm_verify_slot(shm_op *op, uint32_t s, uint64_t w, shm_counts *sum,
         shm_found_broken(out, SHM_INV_MIN_EXPIRY, s, RD(&op->sh->min_expiry),
                          shm_expiry_reclaim_at(hit.expiry));
     sum->live_units[l] += (uint32_t)units;
-    if (hit.key_kind & SHM_K_LEASE)
+    if (hit.key_kind & SHM_K_LEASE) {
+        shm_lease lease;
+        if (!shm_lease_read(op, s, &hit, &lease) ||
+            !shm_lock_word_ok(lease.holder, v->client_count))
+            shm_found_broken(out, SHM_INV_LEASE, s, v->client_count, lease.holder);
         sum->leases++;
-    else
+    } else {
         sum->entries++;
+    }
 }
 
 static void shm_verify_shard(shm_op *op, shm_findings *out)
@@ -167,6 +174,8 @@ static void shm_verify_shard(shm_op *op, shm_findings *out)
         shm_found_broken(out, SHM_INV_LOG_CHAIN, SHM_NO_SLOT, sum.entries + sum.leases, named);
     if (sum.entries != c.entries)
         shm_found_broken(out, SHM_INV_COUNTS, SHM_NO_SLOT, sum.entries, c.entries);
+    if (sum.leases > shm_lease_most(v))
+        shm_found_broken(out, SHM_INV_LEASE, SHM_NO_SLOT, shm_lease_most(v), sum.leases);
     if (sum.leases != c.leases)
         shm_found_broken(out, SHM_INV_COUNTS, SHM_NO_SLOT, sum.leases, c.leases);
     for (uint32_t l = 0; l < 2; l++)

@@ -16,12 +16,20 @@
 
 #include "room.h"
 
-enum { SHM_PUT_SET, SHM_PUT_ADD, SHM_PUT_REPLACE, SHM_PUT_CAS };
+enum {
+    SHM_PUT_SET,
+    SHM_PUT_ADD,
+    SHM_PUT_REPLACE,
+    SHM_PUT_CAS,
+    SHM_PUT_PUBLISH /* an initialiser's value: only if its lease is still there (lease.h) */
+};
 
 typedef struct shm_put {
     const void *value;
     uint64_t expiry;      /* expiry word, 0: never */
-    uint64_t version;     /* in: what SHM_PUT_CAS expects; out: the version written */
+    uint64_t version;     /* in: what SHM_PUT_CAS (the value's) or SHM_PUT_PUBLISH (the lease's)
+                             expects; out: the version written */
+    uint64_t stale_ms;    /* the binding's, until it has made `expiry` of it */
     uint32_t value_len;
     uint8_t value_kind;
     uint8_t mode;         /* SHM_PUT_* */
@@ -179,6 +187,45 @@ static inline void shm_write_entry(shm_op *op, uint8_t *p, const shm_key *key, c
     (void)op;
 }
 
+/* The entry of the lease that shm_lookup found, and what it says; `lease` is zero where flipped
+ * bytes say nothing.  False: there is no such entry. */
+static inline bool shm_lease_read(const shm_op *op, uint32_t slot, shm_hit *hit, shm_lease *lease)
+{
+    uint64_t w = slot == SHM_NO_SLOT ? 0 : RD(op->index + slot);
+
+    memset(lease, 0, sizeof *lease);
+    if (!shm_word_live(w) || !shm_parse_entry(op->v, op->sh, w, hit))
+        return false;
+    if (hit->value_kind == SHM_V_LEASE && hit->value_len == sizeof *lease)
+        shm_bytes_copy(lease, hit->value, sizeof *lease);
+    return true;
+}
+
+/* Is the lease of the key looked up still the one with that version?  If so, and the key's ghost
+ * was there when it was taken, the value is treated as the ghost's. */
+static inline bool shm_lease_is(const shm_op *op, shm_found *f, uint64_t version)
+{
+    shm_hit hit;
+    shm_lease lease;
+
+    if (!shm_lease_read(op, f->lease, &hit, &lease) || hit.version != version)
+        return false;
+    if (lease.deadline & SHM_LEASE_GHOST)
+        f->ghost = true;
+    return true;
+}
+
+static inline void shm_drop_lease(shm_op *op, uint32_t slot)
+{
+    uint64_t w = RD(op->index + slot);
+    shm_hit hit;
+
+    if (shm_word_live(w) && shm_parse_entry(op->v, op->sh, w, &hit))
+        shm_drop(op, slot, w,
+                 (uint32_t)shm_entry_units(hit.key_len, hit.value_len, hit.expiry != 0), true,
+                 false);
+}
+
 /* Store a value.  `f` is what shm_lookup found just now.  put->value may point into the log at
  * f->hit.value (touch): it is found again if making room moves it.
  * SHM_HIT: stored; SHM_EXISTS, SHM_MISS, SHM_MISMATCH: the mode's condition does not hold;
@@ -204,6 +251,8 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
         return SHM_MISS;
     if (put->mode == SHM_PUT_CAS && f->hit.version != put->version)
         return SHM_MISMATCH;
+    if (put->mode == SHM_PUT_PUBLISH && !shm_lease_is(op, f, put->version))
+        return SHM_MISMATCH; /* INV-LEASE: somebody has written or removed the key since */
     if (units > v->max_entry_units)
         return SHM_FULL;
     if (shm_live_units(op) > (uint64_t)v->log[0].units + v->log[1].units)
@@ -262,15 +311,9 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
     p = shm_log_base(v, sh, l) + (uint64_t)shm_pos_off(&v->log[l], pos) * SHM_UNIT;
     shm_write_entry(op, p, key, put, expiry, version);
 
-    if (f->lease != SHM_NO_SLOT) { /* whoever was initialising the key is overtaken: before the
+    if (f->lease != SHM_NO_SLOT) /* whoever was initialising the key is overtaken: before the
                                     value is published, so that dying here revives no old one */
-        uint64_t w = RD(op->index + f->lease);
-        shm_hit lease;
-        if (shm_word_live(w) && shm_parse_entry(v, sh, w, &lease))
-            shm_drop(op, f->lease, w,
-                     (uint32_t)shm_entry_units(lease.key_len, lease.value_len, lease.expiry != 0),
-                     true, false);
-    }
+        shm_drop_lease(op, f->lease);
     c = shm_counts_load(op);
     c.live_units[l] += n;
     if (f->slot != SHM_NO_SLOT) {
@@ -297,7 +340,8 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
     shm_note_arm(op, f->slot, word, &c);
     shm_log_advance_tail(op, l, pos, n);
     shm_note_commit(op, f->slot, word, &c);
-    shm_count(&sh->sets, 1);
+    if (!(key->kind & SHM_K_LEASE))
+        shm_count(&sh->sets, 1);
     shm_count(&sh->written_units, n);
     FAULT(stats_stored);
     put->version = version;
@@ -322,14 +366,8 @@ static int shm_remove(shm_op *op, const shm_key *key, uint64_t version)
     if (r != SHM_HIT)
         return r;
     FAULT(remove_begin);
-    if (f.lease != SHM_NO_SLOT) {
-        uint64_t w = RD(op->index + f.lease);
-        shm_hit lease;
-        if (shm_parse_entry(op->v, op->sh, w, &lease))
-            shm_drop(op, f.lease, w,
-                     (uint32_t)shm_entry_units(lease.key_len, lease.value_len, lease.expiry != 0),
-                     true, false);
-    }
+    if (f.lease != SHM_NO_SLOT)
+        shm_drop_lease(op, f.lease);
     if (f.slot == SHM_NO_SLOT)
         return SHM_MISS;
     units = (uint32_t)shm_entry_units(f.hit.key_len, f.hit.value_len, f.hit.expiry != 0);

@@ -58,6 +58,10 @@ _FRESH, _STALE, _UNFIT = range(3)  # of _core.look_up
 _inside: ContextVar[frozenset[Ident]] = ContextVar("shmcache_initialising", default=frozenset())
 
 
+class _Moved(Exception):
+    """The key's content has changed: its namespace was invalidated. Look again."""
+
+
 class _Call:
     """One call that has missed: its arguments, checked, and the steps that sync and async share."""
 
@@ -86,17 +90,26 @@ class _Call:
         self.negative_ttl = negative_ttl
         if negative_ttl is not None and negative_ttl != 0:
             limits.ttl_to_ms(negative_ttl)
-        kind, content = _core.key_content(handle, key)
-        nonce: int = handle._attachment.superblock.nonce
-        self.ident = (nonce, kind, content)
-        if self.ident in _inside.get():
-            raise errors.ReentrantInit(
-                f"the factory of key {key!r:.80} of cache {handle.name!r} asks for that very key, "
-                "and would wait for itself; compute the value without it, or use another key"
-            )
+        self.identify()
         self.deadline = time.monotonic() + min(self.timeout, _LONGEST_S)
         self.patience = max(handle.lock_timeout, PATIENCE_S)
         self.flights = flights.here()
+
+    def identify(self) -> None:
+        """Tell the key from every other one; again where its content has changed (`_Moved`)."""
+        handle = self.handle
+        kind, content = _core.key_content(handle, self.key)
+        attachment = handle._attachment
+        self.ident: Ident = (
+            0 if attachment is None else attachment.superblock.nonce,
+            kind,
+            content,
+        )
+        if self.ident in _inside.get():
+            raise errors.ReentrantInit(
+                f"the factory of key {self.key!r:.80} of cache {handle.name!r} asks for that very "
+                "key, and would wait for itself; compute the value without it, or use another key"
+            )
 
     def left(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
@@ -132,11 +145,15 @@ class _Call:
                 dead = version
             unfit = seen[1] if seen is not None and seen[2] == _UNFIT else 0
             until = _core.now_ms() + int(self.left() * 1000)
-            outcome, lease = _core.lease_take(handle, key, until, dead, unfit, lock_timeout)
+            outcome, lease = _core.lease_take(
+                handle, key, self.ident[2], until, dead, unfit, lock_timeout
+            )
             if outcome == "taken":
                 return MISS, lease, 0
             if outcome == "full":
                 return MISS, 0, 0
+            if outcome == "moved":
+                raise _Moved
 
     def _is_alive(self, holder: int) -> bool:
         if holder == 0 or holder == _core.identity(self.handle):
@@ -154,7 +171,7 @@ class _Call:
         if value is None and self.negative_ttl is not None:
             ttl = self.negative_ttl
         return _core.lease_publish(
-            self.handle, self.key, value, ttl, self.stale_ms, lease, lock_timeout
+            self.handle, self.key, self.ident[2], value, ttl, self.stale_ms, lease, lock_timeout
         )
 
     def give_up(self, lease: int, lock_timeout: float) -> None:
@@ -162,10 +179,12 @@ class _Call:
         if not lease:
             return
         try:
-            _core.lease_release(self.handle, self.key, lease, lock_timeout)
+            _core.lease_release(self.handle, self.key, self.ident[2], lease, lock_timeout)
         except errors.LockTimeout:
             threading.Thread(
-                target=_release_later, args=(self.handle, self.key, lease), daemon=True
+                target=_release_later,
+                args=(self.handle, self.key, self.ident[2], lease),
+                daemon=True,
             ).start()
         except errors.ShmcacheError:
             pass  # closed, unlinked or damaged: nobody can wait for this lease any more
@@ -182,12 +201,12 @@ class _Call:
         )
 
 
-def _release_later(handle: Once, key: Key, lease: int) -> None:
+def _release_later(handle: Once, key: Key, content: bytes, lease: int) -> None:
     """Wait for a shard whose holder is alive but stopped, to give a lease up."""
     with contextlib.suppress(errors.ShmcacheError):
         while True:
             try:
-                _core.lease_release(handle, key, lease, 5.0)
+                _core.lease_release(handle, key, content, lease, 5.0)
                 return
             except errors.LockTimeout:
                 continue
@@ -195,8 +214,9 @@ def _release_later(handle: Once, key: Key, lease: int) -> None:
 
 def _initialise(call: _Call, factory: Callable[[], T]) -> T:
     """get_or_init where the key is missing."""
-    crew, ident = call.flights, call.ident
+    crew = call.flights
     while True:
+        ident = call.ident
         value, old = call.look()
         if value is not MISS:
             return value  # type: ignore[no-any-return]
@@ -220,6 +240,10 @@ def _initialise(call: _Call, factory: Callable[[], T]) -> T:
                 return call.copy_of(flight.value)  # type: ignore[no-any-return]
         try:
             value, handed = _lead(call, factory)
+        except _Moved:
+            crew.land(ident, flight, MISS)
+            call.identify()
+            continue
         except BaseException:
             crew.hand_over(ident, flight)
             raise
@@ -272,9 +296,10 @@ def _unstored(call: _Call, value: Any, lease: int, lock_timeout: float) -> tuple
 
 async def _ainitialise(call: _Call, factory: Callable[[], Awaitable[T]]) -> T:
     """aget_or_init where the key is missing."""
-    crew, ident = call.flights, call.ident
+    crew = call.flights
     loop = asyncio.get_running_loop()
     while True:
+        ident = call.ident
         value, old = call.look()
         if value is not MISS:
             return value  # type: ignore[no-any-return]
@@ -300,6 +325,10 @@ async def _ainitialise(call: _Call, factory: Callable[[], Awaitable[T]]) -> T:
                 return call.copy_of(flight.value)  # type: ignore[no-any-return]
         try:
             value, handed = await _alead(call, factory)
+        except _Moved:
+            crew.land(ident, flight, MISS)
+            call.identify()
+            continue
         except BaseException:
             crew.hand_over(ident, flight)
             raise

@@ -158,11 +158,26 @@ def look_up(h: Handle, key: Key) -> tuple[Any, int, int] | None: ...
 def lease_look(h: Handle, key: Key) -> tuple[int, int, int]: ...
 def lease_wait(h: Handle, key: Key, word: int, seconds: float) -> None: ...
 def lease_take(
-    h: Handle, key: Key, deadline_ms: int, dead: int, unfit: int, lock_timeout: float
+    h: Handle,
+    key: Key,
+    content: bytes,
+    deadline_ms: int,
+    dead: int,
+    unfit: int,
+    lock_timeout: float,
 ) -> tuple[str, int]: ...
 def lease_publish(
-    h: Handle, key: Key, value: Any, ttl: _Ttl, stale_ms: int, version: int, lock_timeout: float
+    h: Handle,
+    key: Key,
+    content: bytes,
+    value: Any,
+    ttl: _Ttl,
+    stale_ms: int,
+    version: int,
+    lock_timeout: float,
 ) -> bool: ...
-def lease_release(h: Handle, key: Key, version: int, lock_timeout: float) -> bool: ...
+def lease_release(
+    h: Handle, key: Key, content: bytes, version: int, lock_timeout: float
+) -> bool: ...
 def count_store_failure(h: Handle) -> None: ...
 def identity(h: Handle) -> int: ...

@@ -15,6 +15,12 @@ def key_content(Handle h, key):
     return k.k.kind, _content(&k.k)
 
 
+cdef bint _is_content(shm_key *k, bytes content):
+    """Is the key still the one that key_content told?  A namespace may have been invalidated."""
+    return k.len == <size_t>PyBytes_GET_SIZE(content) and \
+        memcmp(k.data, PyBytes_AS_STRING(content), k.len) == 0
+
+
 def look_up(Handle h, key):
     """(value, version, LOOK_*), or None.  Takes no lock and counts nothing.
 
@@ -94,13 +100,14 @@ def lease_wait(Handle h, key, uint32_t word, double seconds):
         shm_wake_wait(&sh.wake, word, ns)
 
 
-def lease_take(Handle h, key, uint64_t deadline_ms, uint64_t dead, uint64_t unfit,
+def lease_take(Handle h, key, bytes content, uint64_t deadline_ms, uint64_t dead, uint64_t unfit,
                double lock_timeout):
-    """Take the lease of a missing key; with `dead`, the version of a lease whose holder is dead,
+    """Take the lease of a missing key, whose content is `content`; with `dead`, the version of a lease whose holder is dead,
     also from that one; with `unfit`, the version of a value that counts as missing, also beside it.
 
     Returns (outcome, version of the lease): "taken", "value" (the key has one), "held" (by
-    somebody else), "full" (no room for a lease: initialise without).  Takes the shard; raises
+    somebody else), "full" (no room for a lease: initialise without), "moved" (its content is
+    another one by now).  Takes the shard; raises
     LockTimeout, or WouldBlock where `lock_timeout` is 0.
     """
     cdef CKey k
@@ -111,6 +118,8 @@ def lease_take(Handle h, key, uint64_t deadline_ms, uint64_t dead, uint64_t unfi
     cdef int r
     h.ready()
     keep = _encode_key(h, key, &k)
+    if not _is_content(&k.k, content):
+        return "moved", 0
     shard = shm_shard_of(&h.view, k.k.hash)
     claim.deadline = deadline_ms
     claim.dead = dead
@@ -127,10 +136,11 @@ def lease_take(Handle h, key, uint64_t deadline_ms, uint64_t dead, uint64_t unfi
             "held" if r == SHM_EXISTS else "full"), claim.version
 
 
-def lease_publish(Handle h, key, value, ttl, uint64_t stale_ms, uint64_t version,
+def lease_publish(Handle h, key, bytes content, value, ttl, uint64_t stale_ms, uint64_t version,
                   double lock_timeout):
     """Store an initialiser's value and give its lease up, in one step.  False, and nothing stored,
-    if the lease with that version is gone: somebody has set or deleted the key.
+    if the lease with that version is gone: somebody has set or deleted the key, or its content is
+    another one by now.
 
     Blocks and raises as `set`; the lease stays where it raises.
     """
@@ -144,6 +154,8 @@ def lease_publish(Handle h, key, value, ttl, uint64_t stale_ms, uint64_t version
     keep_value = _encode_value(h, value, &v)
     h.check_size(&k, &v, ttl_ms)
     keep = _encode_key(h, key, &k)  # the codec may have run anything
+    if not _is_content(&k.k, content):
+        return False
     h.ready()
     p.value = v.data
     p.value_len = <uint32_t>v.len
@@ -155,7 +167,7 @@ def lease_publish(Handle h, key, value, ttl, uint64_t stale_ms, uint64_t version
     return h.store(&k.k, &p, ttl_ms, key, lock_timeout) == SHM_HIT
 
 
-def lease_release(Handle h, key, uint64_t version, double lock_timeout):
+def lease_release(Handle h, key, bytes content, uint64_t version, double lock_timeout):
     """Give up the lease with that version.  False if it was gone.  Takes the shard."""
     cdef CKey k
     cdef object keep
@@ -164,6 +176,8 @@ def lease_release(Handle h, key, uint64_t version, double lock_timeout):
     cdef int r
     h.ready()
     keep = _encode_key(h, key, &k)
+    if not _is_content(&k.k, content):
+        return False  # nobody can ask for it any more
     shard = shm_shard_of(&h.view, k.k.hash)
     h.acquire(shard, lock_timeout)
     shm_op_begin(&op, &h.view, shard, shm_now_ms())

@@ -109,7 +109,7 @@ def batch(count: int) -> dict[str, bytes]:
 
 
 def lease(cache: Cache) -> None:
-    outcome, _ = _core.lease_take(cache, "victim", 0, 0, 0, 5.0)
+    outcome, _ = _core.lease_take(cache, "victim", b"victim", 0, 0, 0, 5.0)
     require(outcome == "taken", outcome)
 
 

@@ -128,7 +128,7 @@ def names_in(path: Path) -> set[str]:
 def fill(cache: Cache) -> None:
     """Fill a `keep` cache of one shard until it refuses, so that no more than the gap is free."""
     cache.set("expires", b"x" * 100, ttl=3600)
-    assert _core.lease_take(cache, -1, 0, 0, 0, 5.0)[0] == "taken"
+    assert _core.lease_take(cache, -1, b"\xff" * 8, 0, 0, 0, 5.0)[0] == "taken"
     with pytest.raises(CacheFull):
         for number in range(1_000_000):
             cache[number] = b"x" * 500

@@ -451,7 +451,7 @@ def test_tasks_wait_for_another_client_without_blocking_the_loop(
 ) -> None:
     """A lease that this process does not hold: as another process's would be."""
     cache = open_cache()
-    _, version = _core.lease_take(cache, "k", 0, 0, 0, 5.0)
+    _, version = _core.lease_take(cache, "k", b"k", 0, 0, 0, 5.0)
     real = once._Call._is_alive
     once._Call._is_alive = lambda self, holder: True  # type: ignore[method-assign]
     try:
@@ -463,7 +463,7 @@ def test_tasks_wait_for_another_client_without_blocking_the_loop(
                 began = time.monotonic()
                 await asyncio.sleep(0.01)
                 assert time.monotonic() - began < 1
-            assert _core.lease_publish(cache, "k", "theirs", None, 0, version, 5.0)
+            assert _core.lease_publish(cache, "k", b"k", "theirs", None, 0, version, 5.0)
             return set(await waiting)
 
         assert asyncio.run(main()) == {"theirs"}

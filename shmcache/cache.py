@@ -81,8 +81,8 @@ class Cache(Once, MutableMapping[Any, Any]):
             least 1 MiB. Reserved at once: `OutOfSharedMemory` if /dev/shm has no room.
         shards: a power of two; the default follows from `size` and the CPU count.
         avg_entry_size: bytes of key and value that the index is sized for.
-        policy: at creation ``"evict"`` (the default: a full cache makes room) or ``"keep"``
-            (nothing that has not expired is dropped; a full cache raises `CacheFull`).
+        policy: at creation ``"evict"`` (default: a full cache makes room) or ``"keep"`` (nothing
+            that has not expired is dropped; a full cache raises `CacheFull`).
         codec: at creation ``"msgpack"`` (the default), ``"raw"``, ``"json"``, ``"msgspec"``,
             ``"pickle"`` or an object with ``name``, ``encode`` and ``decode``.
         local_entries: decoded values that this handle keeps, 0: none. Each is revalidated against
@@ -230,9 +230,8 @@ class Cache(Once, MutableMapping[Any, Any]):
             attachment.release()
 
     def unlink(self) -> None:
-        """Remove the cache for everybody: its name at once, its memory when the last process
-        lets go. Open handles raise `CacheNotFound` from then on. May be called twice, and after
-        `close`."""
+        """Remove the cache for everybody: its name at once, its memory with the last process.
+        Open handles raise `CacheNotFound` from then on. May be called twice, and after `close`."""
         attachment = self._attachment or self._last
         if attachment is not None:
             attachment.unlink()
@@ -272,8 +271,7 @@ class Cache(Once, MutableMapping[Any, Any]):
 
     def __copy__(self) -> Self:
         raise TypeError(
-            f"a cache is not copied; take dict({self.name!r} cache) for its entries, or open "
-            f"Cache({self.name!r}) for another handle"
+            f"a cache is not copied: dict(cache) copies its entries, Cache({self.name!r}) opens it"
         )
 
     def __deepcopy__(self, memo: object) -> Self:
@@ -397,14 +395,14 @@ class Cache(Once, MutableMapping[Any, Any]):
         self._tried()
         return self.get(key, default)
 
-    def setdefault(self, key: Key, default: Any = None, ttl: Ttl = None) -> Any:
+    def setdefault(self, key: Key, default: Any = None) -> Any:
         """The value of `key`; where it is absent, store `default` and return it. Atomic: all
         callers get the one value that was stored. Blocks as `set`."""
         while True:
             value = self.get(key, _ABSENT)
             if value is not _ABSENT:
                 return value
-            if self.add(key, default, ttl):
+            if self.add(key, default):
                 return default
 
     def clear(self) -> None:

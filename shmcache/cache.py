@@ -271,7 +271,7 @@ class Cache(Once, MutableMapping[Any, Any]):
 
     def __copy__(self) -> Self:
         raise TypeError(
-            f"a cache is not copied: dict(cache) copies its entries, Cache({self.name!r}) opens it"
+            f"a cache is not copied: take dict() of it, or open Cache({self.name!r}) once more"
         )
 
     def __deepcopy__(self, memo: object) -> Self:

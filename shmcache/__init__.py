@@ -43,6 +43,7 @@ from shmcache.errors import (
     WouldBlock,
 )
 from shmcache.keys import Key
+from shmcache.namespace import Namespace
 from shmcache.segment import CacheInfo, list_caches
 from shmcache.stats import ShardStats, Stats, WaitSummary
 from shmcache.verify import Finding
@@ -68,6 +69,7 @@ __all__ = [
     "LayoutMismatch",
     "LimitReached",
     "LockTimeout",
+    "Namespace",
     "NotPermitted",
     "OutOfSharedMemory",
     "ReentrantInit",

@@ -25,7 +25,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *("views", "verify", "typed"),
     ),
     (
-        *("cache", "stats", "once", "flights", "operations", "namespace"),
+        *("cache", "stats", "once", "flights", "memo", "operations", "namespace"),
         *("swap", "latency", "token"),
     ),
     ("owner", "metrics", "snapshot", "trace", "replay", "readthrough"),

@@ -44,6 +44,7 @@ from shmcache.errors import (
 )
 from shmcache.keys import Key
 from shmcache.latency import HistogramBucket, LatencyRing, LatencySummary
+from shmcache.namespace import Namespace
 from shmcache.segment import CacheInfo, list_caches
 from shmcache.stats import ShardStats, Stats, WaitSummary
 from shmcache.swap import SwapSlot, Watcher
@@ -75,6 +76,7 @@ __all__ = [
     "LayoutMismatch",
     "LimitReached",
     "LockTimeout",
+    "Namespace",
     "NotPermitted",
     "OutOfSharedMemory",
     "ReentrantInit",

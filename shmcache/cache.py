@@ -2,10 +2,8 @@
 
 Place: level 4; what a worker uses. The hot methods (get, set, add, delete, incr, batches...) are
 inherited from `_core.Handle` and documented there: a Python method around each would add half a
-get again. Here is what decides: opening, closing, and what is composed of the hot methods.
-
-Nothing here holds a shard while user code runs. Read-modify-write is optimistic: read with the
-version, call the function, store if the version is still the same, else again.
+get again. What is composed of them is in `operations.py`, get_or_init in `once.py`. Here is what
+decides: opening and closing, and what concerns the cache as a whole.
 """
 
 from __future__ import annotations
@@ -13,35 +11,28 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import (
-    Callable,
-    ItemsView,
-    Iterator,
-    KeysView,
-    MutableMapping,
-    ValuesView,
-)
-from datetime import timedelta
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, overload
+from weakref import WeakValueDictionary
 
-from shmcache import _core, codec, geometry, keys, limits, segment, stats, verify
+from shmcache import _core, codec, geometry, limits, memo, segment, stats, verify
 from shmcache.codec import Codec
-from shmcache.errors import CacheClosed, GeometryWarning, WouldBlock
+from shmcache.errors import CacheClosed, GeometryWarning
 from shmcache.keys import Key
 from shmcache.latency import LatencyRing
-from shmcache.once import Once
+from shmcache.namespace import Namespace
+from shmcache.operations import Operations, Ttl, Versioned
 from shmcache.swap import SwapSlot
 from shmcache.token import CancellationToken
-from shmcache.views import KEYS, VERSIONS, CacheItems, CacheKeys, CacheValues
 
 __all__ = ["Cache", "Versioned"]
 
-Ttl = float | timedelta | None
 Policy = Literal["evict", "keep"]
-K = TypeVar("K", bound=Key)
-
-_ABSENT: Final = object()
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class _Default(str):
@@ -53,14 +44,7 @@ class _Default(str):
 _SIZE: Final = _Default("32MiB")
 
 
-class Versioned(NamedTuple):
-    """A value and the version that `cas` compares; see `Cache.gets`."""
-
-    value: Any
-    version: int
-
-
-class Cache(Once, MutableMapping[Any, Any]):
+class Cache(Operations[Any]):
     """A cache in shared memory, attached to by name.
 
     A `MutableMapping` whose entries every process of the host that opens the same name sees at
@@ -111,11 +95,11 @@ class Cache(Once, MutableMapping[Any, Any]):
 
     # no instance dict: with one, the interpreter cannot specialise the look-up of `get`, which
     # costs 9 ns of a get's 45 (CPython 3.11)
-    __slots__ = ("__weakref__", "_last", "_opened", "_pop_at")
+    __slots__ = ("__weakref__", "_last", "_namespaces", "_opened")
 
     _opened: dict[str, Any]
     _last: segment.Attachment | None
-    _pop_at: int
+    _namespaces: WeakValueDictionary[int, Namespace[Any]]
 
     def __init__(
         self,
@@ -146,6 +130,7 @@ class Cache(Once, MutableMapping[Any, Any]):
         limits.check_local_entries(local_entries)
         self._last = None
         self._pop_at = 0
+        self._namespaces = WeakValueDictionary()
         self._opened = {
             "wait": limits.check_timeout("wait", wait),
             "size": size,
@@ -226,6 +211,8 @@ class Cache(Once, MutableMapping[Any, Any]):
         other threads too."""
         attachment = self._disconnect()
         if attachment is not None:
+            for namespace in list(self._namespaces.values()):
+                namespace._disconnect()
             self._last = attachment
             attachment.release()
 
@@ -320,90 +307,11 @@ class Cache(Once, MutableMapping[Any, Any]):
         """Whether the segment stays after its last handle has closed."""
         return self._held.persist
 
-    # --------------------------------------------------------------------------- a mapping
+    # --------------------------------------------------------------------------- as a whole
 
     def __len__(self) -> int:
         """Entries, expired ones included until they are swept. O(shards), no lock."""
         return _core.entry_count(self)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Iterate over keys: weakly consistent, without a lock. A key that is present throughout
-        is yielded exactly once; none is yielded torn or expired."""
-        return _core.Cursor(self, KEYS)
-
-    def keys(self) -> KeysView[Any]:
-        """A view of the keys; iteration as `iter(cache)`."""
-        return CacheKeys(self)
-
-    def values(self) -> ValuesView[Any]:
-        """A view of the values; iteration as `iter(cache)`."""
-        return CacheValues(self)
-
-    def items(self) -> ItemsView[Any, Any]:
-        """A view of keys and values, each pair of one instant; iteration as `iter(cache)`."""
-        return CacheItems(self)
-
-    def scan(self, prefix: Key) -> Iterator[Any]:
-        """Iterate over the keys of `prefix`'s type that start with it (str, bytes or tuple)."""
-        kind, content = keys.encode_prefix(prefix)
-        return _core.Cursor(self, KEYS, kind, content)
-
-    def pop(self, key: Key, default: Any = _ABSENT) -> Any:
-        """Remove `key` and return its value: one winner among all processes. `default`, or
-        KeyError, where it is absent. Blocks as `set`."""
-        value = self._pop(key, None)
-        if value is not _ABSENT:
-            return value
-        if default is _ABSENT:
-            raise KeyError(key)
-        return default
-
-    def try_pop(self, key: Key, default: Any = _ABSENT) -> Any:
-        """`pop`, but `WouldBlock` at once where it would have waited."""
-        self._tried()
-        try:
-            value = self._pop(key, 0.0)
-        except WouldBlock:
-            self._blocked()
-            raise
-        if value is not _ABSENT:
-            return value
-        if default is _ABSENT:
-            raise KeyError(key)
-        return default
-
-    def _pop(self, key: Key, timeout: float | None) -> Any:
-        while (seen := self._gets(key)) is not None:
-            if self._delete_version(key, seen[1], timeout):
-                return seen[0]
-        return _ABSENT
-
-    def popitem(self) -> tuple[Any, Any]:
-        """Remove and return some entry, as (key, value): one winner among all processes. KeyError
-        when nothing is left. Goes on where the last call of this handle stopped."""
-        for start in (self._pop_at, 0):
-            cursor = _core.Cursor(self, VERSIONS, start=start)
-            for key, value, version in cursor:
-                self._pop_at = cursor.position
-                if self._delete_version(key, version):
-                    return key, value
-        self._pop_at = 0
-        raise KeyError(f"popitem(): cache {self.name!r} is empty")
-
-    def try_get(self, key: Key, default: Any = None) -> Any:
-        """`get`, which never blocks anyway; counted among the attempts."""
-        self._tried()
-        return self.get(key, default)
-
-    def setdefault(self, key: Key, default: Any = None) -> Any:
-        """The value of `key`; where it is absent, store `default` and return it. Atomic: all
-        callers get the one value that was stored. Blocks as `set`."""
-        while True:
-            value = self.get(key, _ABSENT)
-            if value is not _ABSENT:
-                return value
-            if self.add(key, default):
-                return default
 
     def clear(self) -> None:
         """Remove every entry. Each shard is taken for about 100 us at a time; entries written
@@ -416,15 +324,6 @@ class Cache(Once, MutableMapping[Any, Any]):
         they need room. O(shards) where nothing has expired."""
         return sum(_core.expire_shard(self, shard) for shard in range(self.shards))
 
-    def retain(self, fn: Callable[[Any, Any], object]) -> int:
-        """Keep the entries for which ``fn(key, value)`` is true; returns how many were removed.
-        `fn` runs under no lock; an entry that was overwritten since `fn` saw it stays."""
-        return sum(
-            self._delete_version(key, version) is True
-            for key, value, version in _core.Cursor(self, VERSIONS)
-            if not fn(key, value)
-        )
-
     def latencies(self, name: str = "default", *, capacity: int = 4096) -> LatencyRing:
         """The latency ring of that name, shared by all processes. The first to name it sets how
         many samples it keeps (fewer where the cache has no room for more); 16 names at least, then
@@ -432,55 +331,83 @@ class Cache(Once, MutableMapping[Any, Any]):
         ``"shmcache.set"``, one in `latency_sampling` of them."""
         return LatencyRing(self, name, capacity)
 
-    # ------------------------------------------------------------------- compare and swap
+    @overload
+    def namespace(self, prefix: str, type: None = None, *, ttl: Ttl = None) -> Namespace[Any]: ...
+    @overload
+    def namespace(self, prefix: str, type: type[T], *, ttl: Ttl = None) -> Namespace[T]: ...
+    @overload
+    def namespace(self, prefix: str, type: Any, *, ttl: Ttl = None) -> Namespace[Any]: ...
+    def namespace(self, prefix: str, type: Any = None, *, ttl: Ttl = None) -> Namespace[Any]:
+        """The entries whose keys begin with `prefix`, as a mapping of their own.
 
-    def gets(self, key: Key) -> Versioned | None:
-        """The value of `key` with its version, or None. The version changes with every write to
-        the key, and with nothing else."""
-        seen = self._gets(key)
-        return None if seen is None else Versioned(*seen)
+        Args:
+            prefix: a str, not empty; the same prefix in any process is the same namespace.
+            type: values are decoded into it: a dataclass, a TypedDict, a msgspec.Struct, a
+                pydantic model, ``list[User]``...; `shmcache.typed` says who decodes what. Data
+                that does not fit is a `DecodeError`.
+            ttl: seconds that its entries live where a call gives no ttl (inf there: for ever).
 
-    def alter(
-        self,
-        key: Key,
-        fn: Callable[[Any], Any],
-        *,
-        default: Any = _ABSENT,
-        ttl: Ttl = None,
-    ) -> Any:
-        """Replace the value of `key` by ``fn(value)``, atomically; returns the new value.
+        Its entries count in `len`, `stats` and `clear` of the cache, and show only through the
+        namespace. `Namespace.invalidate` drops them all in O(1).
 
-        Optimistic: `fn` runs under no lock, and again if somebody wrote meanwhile. Where `key` is
-        absent it gets `default`, or KeyError is raised. Keeps the entry's expiry unless `ttl` is
-        given. Blocks and raises as `set`, and whatever `fn` raises.
+        Raises TypeError, ValueError (an empty prefix, more than 1,024 bytes), CacheClosed.
         """
-        while True:
-            seen = self._peek(key)
-            if seen is None:
-                if default is _ABSENT:
-                    raise KeyError(key)
-                new = fn(default)
-                if self.add(key, new, ttl):
-                    return new
-            else:
-                new = fn(seen[0])
-                if self._cas_keep(key, new, seen[1], ttl):
-                    return new
+        return Namespace(self, (prefix,), type, ttl)
 
-    def get_field(self, key: Key, *path: Any, default: Any = None) -> Any:
-        """One field of a stored mapping or list, found along `path` (ints index lists), without
-        building the rest where the codec can skip it (msgpack). `default` where the key or the
-        path is missing."""
-        seen = self._peek_encoded(key)
-        if seen is None:
-            return default
-        encoded, value = seen
-        if encoded:
-            try:
-                return self._codec.decode_field(value, path)
-            except LookupError:
-                return default
-        return default if path else value
+    @overload
+    def memoize(self, fn: Callable[P, R], /) -> memo.Memoized[P, R]: ...
+    @overload
+    def memoize(
+        self,
+        ttl: Ttl = None,
+        /,
+        *,
+        key: Callable[..., Key] | None = None,
+        version: object = None,
+        timeout: float = 20.0,
+        stale: float = 0.0,
+        negative_ttl: Ttl = None,
+    ) -> Callable[[Callable[P, R]], memo.Memoized[P, R]]: ...
+    @overload
+    def memoize(
+        self,
+        *,
+        ttl: Ttl,
+        key: Callable[..., Key] | None = None,
+        version: object = None,
+        timeout: float = 20.0,
+        stale: float = 0.0,
+        negative_ttl: Ttl = None,
+    ) -> Callable[[Callable[P, R]], memo.Memoized[P, R]]: ...
+    def memoize(self, *args: Any, **options: Any) -> Any:
+        """A decorator that keeps a function's results here, for all workers: each call's result
+        is computed by one caller among all processes (`get_or_init`).
+
+        Used as ``@cache.memoize`` or ``@cache.memoize(60, version=2)``, on plain and ``async``
+        functions and methods.
+
+        Args:
+            ttl: seconds that a result is kept; None: for ever.
+            key: called with the call's arguments; returns the key. Needed where an argument is
+                none (a method's `self`, as a rule): else the call is a TypeError.
+            version: part of the function's name in the cache: another one, other results.
+            timeout, stale, negative_ttl: as for `get_or_init`.
+
+        The decorated function has ``invalidate(*args, **kwargs)`` (True if there was a result),
+        ``key(*args, **kwargs)``, ``cache_clear()`` (O(1), for all processes), ``cache_info()`` and
+        ``__wrapped__``. Arguments are bound to the signature, so that equal calls share a key;
+        their types count: ``f(1)`` and ``f(1.0)`` are two calls. Processes share results by the
+        function's module and qualified name, so functions made in a loop share one set.
+        """
+        if args and callable(args[0]):
+            return memo.memoize(self.namespace, args[0])
+        if args:
+            (options["ttl"],) = args
+        return partial(memo.memoize, self.namespace, **options)
+
+    def _adopt_namespace(self, namespace: Namespace[Any]) -> None:
+        """Close it with this handle."""
+        self._namespaces[id(namespace)] = namespace
 
     # ------------------------------------------------------------------ beside the entries
 

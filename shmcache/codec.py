@@ -77,6 +77,8 @@ class BoundCodec(ABC):
         fast_decode_values: as for `fast_decode`.
         plain_msgpack: payloads are msgpack, in which everything but extension types means what
             msgpack says: the binding may decode it by itself, and asks the codec for the rest.
+        check: called with each value that the binding decoded without the codec (bytes, str, int,
+            ...); returns it, or raises DecodeError where it is not of a typed namespace's type.
     """
 
     name: str
@@ -85,6 +87,7 @@ class BoundCodec(ABC):
     fast_decode_names: tuple[str, ...] = ()
     fast_decode_values: tuple[Any, ...] = ()
     plain_msgpack: bool = False
+    check: Callable[[Any], Any] | None = None
 
     def __init__(self) -> None:
         self.fast_encode = self._encode

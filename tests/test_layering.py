@@ -22,9 +22,12 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("_core", "_linux"),
     (
         *("segment", "liveness", "attachment", "block", "semaphores", "registry", "creation"),
-        *("views", "verify"),
+        *("views", "verify", "typed"),
     ),
-    ("cache", "stats", "once", "flights", "namespace", "swap", "latency", "token"),
+    (
+        *("cache", "stats", "once", "flights", "memo", "operations", "namespace"),
+        *("swap", "latency", "token"),
+    ),
     ("owner", "metrics", "snapshot", "trace", "replay", "readthrough"),
     ("daemon", "contrib", "recipes"),
     ("cli", "__main__"),

@@ -1,4 +1,4 @@
-"""get_or_init of a value that is there: beside a get, and beside a get in a Python function."""
+"""get_or_init and memoize of a value that is there: beside a get, and a call of Python."""
 
 from __future__ import annotations
 
@@ -32,11 +32,19 @@ def run(options: Options) -> Result:
                 cache.get_or_init(key, lambda key=key: values[key]) == values[key],
                 "the first call stores",
             )
+
+        @cache.memoize
+        def load(key: str) -> bytes:
+            return values[key]
+
+        for key in keys:
+            require(load(key) == values[key], "the first call stores")
         contestants = [
             Contestant("get", "get(key)", {"get": cache.get}, [keys]),
             Contestant(
                 "get_or_init", "f(key, make)", {"f": cache.get_or_init, "make": never}, [keys]
             ),
+            Contestant("memoize", "f(key)", {"f": load}, [keys]),
             Contestant("one Python call", "f(key, make)", {"f": call, "make": never}, [keys]),
         ]
         misses = cache.stats().misses
@@ -52,5 +60,11 @@ def run(options: Options) -> Result:
             target=1.5,
         ),
         rounds.ratio("get_or_init hit / get", "get_or_init", "get"),
+        rounds.ratio(
+            "memoize hit / (get + one Python call)",
+            "memoize",
+            ("get", "one Python call"),
+            target=1.5,
+        ),
     ]
     return result

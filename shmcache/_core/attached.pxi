@@ -4,8 +4,20 @@ cdef enum:
     LOOK_EVERY = 8  # calls between two looks at the coarse clock, for the check of the name
     LOOK_MS = 250   # milliseconds between two checks that the path still names the segment
 
+cdef uint64_t _NO_WORD = 0  # the slot of what is kept no more: it never holds the word ~0
 cdef uint64_t _NOBODY = 0  # what a closed handle's identity pointer points to
 
+
+cdef enum:
+    LEVELS_MOST = 8  # namespaces within namespaces
+
+cdef struct Level:  # of a namespace: its epoch, and the slot and word that it was read from
+    uint64_t *slot
+    uint64_t word
+    uint64_t epoch
+    uint32_t end    # bytes of the path up to here
+
+cdef class LocalEntry
 
 cdef class LocalTable
 
@@ -25,7 +37,7 @@ cdef class Attached:
     cdef bint raw
     cdef bint plain_msgpack  # the codec's format is msgpack, and plain types mean themselves
     cdef object mapping, identity_page
-    cdef uint64_t epoch            # moves on with every segment that this handle is connected to
+    cdef uint64_t connection       # moves on with every segment that this handle is connected to
     cdef dict swap_states          # of this handle's swap slots, by name (swap.pxi)
     cdef object codec, fast_encode, fast_decode, decode_names
     cdef PyObject *decode_args[12]  # [0]: the payload; then the decoder's keyword arguments
@@ -41,6 +53,11 @@ cdef class Attached:
     cdef uint32_t until_sample     # calls until the next one, counted in strides
     cdef uint32_t stride           # what `countdown` was last set to
     cdef uint32_t dice             # state of the generator that draws which call it is
+    cdef object check      # of a typed namespace: turns a value that no codec encoded into its type
+    cdef uint64_t default_ttl_ms
+    cdef int levels        # 0: no namespace
+    cdef bytes path        # what its keys begin with: u16 length, and the path (epoch.h)
+    cdef Level level[LEVELS_MOST]
     cdef dict local        # key -> LocalEntry, None where nothing is kept (local.pxi)
     cdef LocalTable table  # what bounds it
 
@@ -61,8 +78,10 @@ cdef class Attached:
         cdef object encode = codec.fast_encode, decode = codec.fast_decode
         cdef object names = tuple(codec.fast_decode_names) or None
         cdef object values = tuple(codec.fast_decode_values)
-        cdef object before = (self.codec, self.fast_encode, self.fast_decode, self.decode_values)
+        cdef object before = (self.codec, self.check, self.fast_encode, self.fast_decode, self.decode_values)
         cdef str name = attachment.name
+        cdef object check = codec.check
+        cdef int i_level
         cdef bint raw = codec.name == "raw", plain_msgpack = codec.plain_msgpack
         cdef Py_ssize_t max_value_size = attachment.superblock.geometry.max_value_size
 
@@ -75,6 +94,9 @@ cdef class Attached:
             return False
         self.codec = codec
         self._codec = codec
+        self.check = check
+        for i_level in range(self.levels):
+            self.level[i_level].slot = &_NO_WORD
         self.fast_encode = encode
         self.fast_decode = decode
         self.decode_names = names
@@ -93,7 +115,7 @@ cdef class Attached:
         self.identity = <const uint64_t *>buf.buf
         PyBuffer_Release(&buf)
         self.joined = self.identity[0]
-        self.epoch += 1
+        self.connection += 1
         self._attachment = attachment
         return True
 
@@ -119,9 +141,87 @@ cdef class Attached:
         self.joined = 1
         self._attachment = None
         self.mapping = None
-        if self.table is not None:
+        if self.levels:
+            self._forget_local()
+        elif self.table is not None:
             self._keep_local(self.table.limit)
         return attachment
+
+    def _follow(self):
+        """Of a namespace: connect to what its cache is connected to.  The attachment, or None."""
+        return None
+
+    def _set_namespace(self, bytes path, ends, uint64_t default_ttl_ms, Attached cache):
+        """Make this handle a namespace's, before it is connected: `path` as keys have it, `ends`
+        the bytes of it up to each level, and `cache`, whose bound on local entries it shares."""
+        cdef int i = 0
+        if len(ends) > LEVELS_MOST:
+            raise ValueError(f"namespaces nest {LEVELS_MOST} deep at most, not {len(ends)}")
+        for end in ends:
+            self.level[i].end = end
+            self.level[i].slot = &_NO_WORD
+            self.level[i].word = ~<uint64_t>0
+            i += 1
+        self.levels = i
+        self.name = cache.name
+        self.path = path
+        self.default_ttl_ms = default_ttl_ms
+        self.share_local(cache)
+
+    @cython.final
+    cdef int share_local(self, Attached cache) except -1:
+        cdef object old = self.local  # until the end: destructors may run any code
+        self.table = cache.table
+        self.local = None if cache.table is None else {}
+        return 0
+
+    def _forget_local(self):
+        """Let go of what a namespace keeps."""
+        cdef dict local = self.local
+        self.local = None
+        if local is not None:
+            for entry in list(local.values()):
+                (<LocalEntry>entry).give_up()
+            local.clear()
+
+    def _share_local(self, Attached cache):
+        """Keep decoded values within the bound of `cache`; none of those kept before."""
+        self.share_local(cache)
+
+    @cython.final
+    cdef uint64_t epoch(self) except? 0:
+        """The present epoch of a namespace, 0: it has none.  One load for each level."""
+        cdef int i
+        for i in range(self.levels):
+            if not shm_word_current(self.level[i].slot, self.level[i].word):
+                return self.find_epoch(i)
+        return self.level[self.levels - 1].epoch
+
+    @cython.final
+    cdef uint64_t find_epoch(self, int first) except? 0:
+        cdef uint8_t room[SHM_MAX_PATH + 10]
+        cdef const uint8_t *path = <const uint8_t *>PyBytes_AS_STRING(self.path) + 2
+        cdef uint64_t epoch = self.level[first - 1].epoch if first else 0
+        cdef shm_key key
+        cdef shm_hit hit
+        cdef int i, r
+        for i in range(first, self.levels):
+            self.level[i].slot = &_NO_WORD
+            self.level[i].word = ~<uint64_t>0
+        for i in range(first, self.levels):
+            key = shm_epoch_key(&self.view, room, path, self.level[i].end, epoch)
+            r = shm_epoch_find(&self.view, &key, &hit, &epoch)
+            if r == SHM_CORRUPT:
+                raise _errors.CorruptSegment(
+                    f"INV-REUSE does not hold in cache {self.name!r}: the epoch of a namespace "
+                    "kept changing under a reader; run verify(), then unlink the cache")
+            if r != SHM_HIT or epoch == 0:
+                return 0
+            shm_hit_mark(&hit)
+            self.level[i].slot = hit.slot
+            self.level[i].word = hit.word
+            self.level[i].epoch = epoch
+        return epoch
 
     def _keep_local(self, Py_ssize_t limit):
         """Keep up to `limit` decoded values from now on, none of those kept before."""
@@ -195,6 +295,8 @@ cdef class Attached:
     cdef object held(self):
         """The attachment; CacheClosed if there is none (any more)."""
         cdef object attachment = self._attachment
+        if attachment is None and self.levels:
+            attachment = self._follow()
         if attachment is None:
             raise _errors.CacheClosed(
                 f"this handle on cache {self.name!r} is closed; open the cache again with "

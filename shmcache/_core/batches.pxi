@@ -1,6 +1,10 @@
 # Batches: group by shard, take each lock once, let cache misses overlap.
 
 
+class _Moved(Exception):
+    """A namespace was invalidated while a batch was under way: its keys lie elsewhere now."""
+
+
 cdef dict _get_many(Handle h, object keys):
     cdef CKey ck[64]
     cdef list batch, keep
@@ -43,7 +47,7 @@ cdef object _set_many(Handle h, object mapping, object ttl):
     cdef Py_ssize_t i, j, n = len(items)
     cdef CKey k
     cdef CValue v
-    cdef uint64_t ttl_ms = _ttl_ms(ttl)
+    cdef uint64_t ttl_ms = _ttl_ms(ttl, h.default_ttl_ms)
     cdef uint32_t shard
     cdef object key, keep, keep_value
     cdef list group, left = [], ready = []
@@ -54,7 +58,7 @@ cdef object _set_many(Handle h, object mapping, object ttl):
     h.ready()
     for i in range(n):
         key, value = items[i]
-        keep = _encode_key(h, key, &k)
+        keep = _encode_key_for_write(h, key, &k)
         if k.k.kind != SHM_K_STR and k.k.kind != SHM_K_BYTES:
             _refuse_clash(clash, key, k.k.kind, _content(&k.k))
         keep_value = _encode_value(h, value, &v)
@@ -73,6 +77,9 @@ cdef object _set_many(Handle h, object mapping, object ttl):
         shard = shards[j]
         try:
             _set_group(h, shard, by_shard[shard], ready, ttl_ms, left)
+        except _Moved:
+            for i in by_shard[shard]:
+                h.put(items[i][0], items[i][1], ttl, SHM_PUT_SET, 0, False, h.timeout_s)
         except _errors.LockTimeout as error:
             for shard in shards[j:]:
                 left.extend([(<tuple>ready[i])[0] for i in by_shard[shard]])
@@ -103,7 +110,7 @@ cdef int _set_group(Handle h, uint32_t shard, list group, list ready, uint64_t t
             raise MemoryError()
         for i in range(n):
             key, value, kind = <tuple>ready[group[i]]
-            keep.append(_encode_key(h, key, &ck[i]))
+            keep.append(_encode_key_for_write(h, key, &ck[i]))
             memset(&puts[i], 0, sizeof(shm_put))
             if type(value) is str:
                 puts[i].value = PyUnicode_DATA(value)
@@ -116,7 +123,7 @@ cdef int _set_group(Handle h, uint32_t shard, list group, list ready, uint64_t t
         h.ready()
         for i in range(n):
             if shm_shard_of(&h.view, ck[i].k.hash) != shard:
-                h.same(None)  # reopened on another segment since the batch was sorted
+                h.moved()
             shm_prefetch_bucket(&h.view, ck[i].k.hash)
         h.acquire(shard, h.timeout_s)
         now = shm_now_ms()
@@ -161,6 +168,9 @@ cdef object _delete_many(Handle h, object keys):
         shard = shards[j]
         try:
             removed += _delete_group(h, shard, by_shard[shard])
+        except _Moved:
+            for key in by_shard[shard]:
+                removed += h.remove(key, 0, h.timeout_s) == SHM_HIT
         except _errors.LockTimeout as error:
             left = [key for s in shards[j:] for key in by_shard[s]]
             raise type(error)(str(error), keys=tuple(left)) from None
@@ -181,7 +191,7 @@ cdef uint64_t _delete_group(Handle h, uint32_t shard, list group) except? 0xffff
         h.ready()
         for i in range(n):
             if shm_shard_of(&h.view, ck[i].k.hash) != shard:
-                h.same(None)  # reopened on another segment since the batch was sorted
+                h.moved()
             shm_prefetch_bucket(&h.view, ck[i].k.hash)
         h.acquire(shard, h.timeout_s)
         now = shm_now_ms()

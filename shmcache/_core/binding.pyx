@@ -30,9 +30,11 @@ from cpython.long cimport PyLong_FromUnsignedLongLong
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from .core cimport *
+
+import os as _os
 
 from shmcache import errors as _errors
 from shmcache import keys as _keys
@@ -75,10 +77,10 @@ include "attached.pxi"
 include "keys.pxi"
 include "msgpack.pxi"
 include "values.pxi"
+include "local.pxi"
 include "reads.pxi"
 include "ring.pxi"
 include "batches.pxi"
-include "local.pxi"
 include "handle.pxi"
 include "lease.pxi"
 include "cursor.pxi"

@@ -12,9 +12,11 @@ cdef extern from "core.h" nogil:
     const int SHM_NOT_INT, SHM_OVERFLOW, SHM_BUSY
     const int SHM_PUT_SET, SHM_PUT_ADD, SHM_PUT_REPLACE, SHM_PUT_CAS, SHM_PUT_PUBLISH
     const int SHM_K_TYPE, SHM_K_STR, SHM_K_BYTES, SHM_K_INT, SHM_K_FLOAT, SHM_K_BOOL, SHM_K_NONE
-    const int SHM_K_UUID, SHM_K_TUPLE, SHM_K_NAMESPACED, SHM_K_LEASE, SHM_K_EXPIRES, SHM_K_PAD
+    const int SHM_K_UUID, SHM_K_TUPLE, SHM_K_NAMESPACED, SHM_K_EPOCH, SHM_K_LEASE, SHM_K_EXPIRES, SHM_K_PAD
     const int SHM_V_BYTES, SHM_V_INT, SHM_V_STR, SHM_V_FLOAT, SHM_V_NONE, SHM_V_FALSE, SHM_V_TRUE
     const int SHM_V_BIGINT, SHM_V_CODEC, SHM_V_LEASE, SHM_V_ASCII
+    const int SHM_MAX_PATH
+    const uint32_t SHM_C_LEASES
     const int SHM_MAX_KEY, SHM_LAYOUT_VERSION, SHM_UNIT, SHM_BUCKET_SLOTS, SHM_MAX_SHARDS
     const int SHM_SUPERBLOCK_SIZE, SHM_NAME_SIZE, SHM_CODEC_SIZE, SHM_TOKEN_SIZE
     const int SHM_SLOT_HEADER_SIZE, SHM_RING_HEADER_SIZE, SHM_WAIT_BUCKETS, SHM_LINE
@@ -172,14 +174,19 @@ cdef extern from "core.h" nogil:
     uint64_t shm_entry_units(uint64_t key_len, uint64_t value_len, cbool expires)
 
     int shm_find(const shm_view *v, const shm_key *key, shm_hit *hit)
+    int shm_epoch_find(const shm_view *v, const shm_key *key, shm_hit *hit, uint64_t *epoch)
+    shm_key shm_epoch_key(const shm_view *v, uint8_t *room, const uint8_t *path, uint32_t n,
+                          uint64_t above)
+    void shm_invalidated(const shm_view *v)
+    cbool shm_sweep_due(const shm_op *op)
     cbool shm_hit_valid(const shm_view *v, const shm_hit *hit)
     void shm_hit_mark(const shm_hit *hit)
+    cbool shm_word_current(uint64_t *slot, uint64_t word)
     int shm_slot_entry(const shm_view *v, uint32_t shard, uint32_t i, shm_hit *hit)
     void shm_prefetch_bucket(const shm_view *v, uint64_t hash)
     void shm_prefetch_entry(const shm_view *v, uint64_t hash)
     void shm_bytes_copy(void *to, const void *frm, size_t n)
 
-    cbool shm_word_current(uint64_t *slot, uint64_t word)
     cbool shm_lock_try(uint64_t *holder, uint64_t me)
     cbool shm_lock_spin(uint64_t *holder, uint64_t me)
     uint64_t shm_lock_or_contend(uint64_t *holder, uint64_t me, cbool waited)

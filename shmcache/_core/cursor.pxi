@@ -47,9 +47,17 @@ cdef class Cursor:
         cdef Handle h = self.handle
         cdef int r, tries
         cdef object key, value
-        cdef Py_ssize_t n
-        cdef uint64_t version
+        cdef Py_ssize_t n, head = 0
+        cdef uint64_t version, epoch = 0
+        cdef bytes begin = b""
         h.ready()
+        if h.levels:
+            epoch = h.epoch()
+            if epoch == 0:
+                raise StopIteration
+            begin = h.path + PyBytes_FromStringAndSize(<const char *>&epoch, 8)
+            head = PyBytes_GET_SIZE(begin)
+            h.ready()
         while self.shard < h.view.shard_count:
             if self.slot >= h.view.slot_count:
                 self.slot = 0
@@ -61,7 +69,10 @@ cdef class Cursor:
                 r = shm_slot_entry(&h.view, self.shard, self.slot, &hit)
                 if r != SHM_HIT:
                     break
-                if hit.key_kind & (SHM_K_LEASE | SHM_K_NAMESPACED) or self.kind and hit.key_kind & SHM_K_TYPE != self.kind:
+                if (hit.key_kind & (SHM_K_LEASE | SHM_K_NAMESPACED)
+                        != (SHM_K_NAMESPACED if head else 0)
+                        or hit.key_kind & SHM_K_TYPE == SHM_K_EPOCH
+                        or self.kind and hit.key_kind & SHM_K_TYPE != self.kind):
                     if shm_hit_valid(&h.view, &hit):
                         break
                     continue
@@ -77,6 +88,10 @@ cdef class Cursor:
                     continue
                 if hit.expiry and shm_expiry_at(hit.expiry) <= shm_now_ms():
                     break
+                if head:
+                    if not (<bytes>key).startswith(begin):
+                        break
+                    key = (<bytes>key)[head:]
                 if self.prefix and not (<bytes>key).startswith(self.prefix):
                     break
                 self.slot += 1

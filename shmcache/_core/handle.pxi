@@ -1,9 +1,9 @@
 # Handle: the hot methods that Cache inherits.
 
-cdef uint64_t _ttl_ms(object ttl) except? 0xffffffffffffffff:
-    """A ttl in whole milliseconds, 0: never."""
+cdef uint64_t _ttl_ms(object ttl, uint64_t default_ms) except? 0xffffffffffffffff:
+    """A ttl in whole milliseconds, 0: never; `default_ms` where there is none."""
     if ttl is None:
-        return 0
+        return default_ms
     if type(ttl) is int and 0 < ttl < 1000000:
         return <uint64_t>ttl * 1000
     return _limits.ttl_to_ms(ttl)
@@ -29,6 +29,11 @@ cdef int _store_released(shm_view *view, uint32_t shard, shm_key *k, shm_put *p,
 
 cdef class Handle(Reads):
     """Every hot operation on a segment.  Not for direct use: `Cache` derives from it."""
+
+    @classmethod
+    def __class_getitem__(cls, item):
+        """Generic in its values' type, for type checkers only (_binding.pyi)."""
+        return cls
 
     @cython.final
     cdef int put(self, object key, object value, object ttl, int mode, uint64_t version,
@@ -56,9 +61,9 @@ cdef class Handle(Reads):
         cdef CValue v
         cdef shm_put p
         cdef object keep, keep_value
-        cdef uint64_t ttl_ms = _ttl_ms(ttl)
+        cdef uint64_t ttl_ms = _ttl_ms(ttl, self.default_ttl_ms)
 
-        keep = _encode_key(self, key, &k)
+        keep = _encode_key_for_write(self, key, &k)
         keep_value = _encode_value(self, value, &v)
         self.check_size(&k, &v, ttl_ms)
         self.again()  # the codec may have run anything
@@ -273,7 +278,7 @@ cdef class Handle(Reads):
         cdef shm_put p
         cdef uint32_t shard
         cdef int r
-        cdef uint64_t ttl_ms = _ttl_ms(ttl), now
+        cdef uint64_t ttl_ms = _ttl_ms(ttl, self.default_ttl_ms), now
         cdef int64_t change, start, result = 0
 
         if not isinstance(delta, int) or not isinstance(initial, int) \
@@ -282,7 +287,7 @@ cdef class Handle(Reads):
                 f"delta and initial must be ints, not {type(delta).__name__} and "
                 f"{type(initial).__name__}")
         self.ready()
-        keep = _encode_key(self, key, &k)
+        keep = _encode_key_for_write(self, key, &k)
         try:
             change = delta if sign > 0 else -delta
             start = initial
@@ -321,7 +326,7 @@ cdef class Handle(Reads):
         cdef shm_op op
         cdef uint32_t shard
         cdef int r
-        cdef uint64_t ttl_ms = _ttl_ms(ttl), now
+        cdef uint64_t ttl_ms = _ttl_ms(ttl, self.default_ttl_ms), now
         self.ready()
         keep = _encode_key(self, key, &k)
         shard = shm_shard_of(&self.view, k.k.hash)
@@ -335,6 +340,72 @@ cdef class Handle(Reads):
         if r == SHM_CORRUPT:
             raise self.corrupt("INV-LOG-CHAIN", "a log or the index cannot be walked", &k.k)
         return r == SHM_HIT
+
+    # ------------------------------------------------- epochs of a namespace (src/epoch.h)
+
+    def _draw_epochs(self):
+        """Give each level of the namespace that has no epoch one, at random.  Where processes
+        draw at once, one wins.  Blocks and raises as `set`."""
+        cdef uint8_t room[SHM_MAX_PATH + 10]
+        cdef uint64_t above = 0, epoch = 0, fresh
+        cdef shm_key key
+        cdef shm_put p
+        cdef shm_op op
+        cdef shm_hit hit
+        cdef uint32_t shard
+        cdef object path = self.path
+        cdef int i = 0, r
+        while i < self.levels:
+            fresh = int.from_bytes(_os.urandom(8), "little") | 1
+            self.ready()
+            key = shm_epoch_key(&self.view, room, <const uint8_t *>PyBytes_AS_STRING(path) + 2,
+                                self.level[i].end, above)
+            r = shm_epoch_find(&self.view, &key, &hit, &epoch)
+            if r == SHM_HIT and epoch != 0:
+                above = epoch
+                i += 1
+                continue
+            memset(&p, 0, sizeof(p))
+            p.value = &fresh
+            p.value_len = 8
+            p.value_kind = SHM_V_INT
+            p.mode = SHM_PUT_ADD if r == SHM_MISS else SHM_PUT_SET  # SET: its bytes were damaged
+            shard = shm_shard_of(&self.view, key.hash)
+            self.acquire(shard, self.timeout_s)
+            shm_op_begin(&op, &self.view, shard, shm_now_ms())
+            r = shm_store(&op, &key, &p)
+            self.release(shard)
+            if r == SHM_FULL:
+                raise self.full(shard, path)
+            if r == SHM_CORRUPT:
+                raise self.corrupt("INV-LOG-CHAIN", "a log or the index cannot be walked", &key)
+
+    def _drop_epoch(self):
+        """Remove the epoch of the innermost level: whoever writes next draws another, and what
+        was stored under this one cannot be named any more.  Takes one shard; needs no room."""
+        cdef uint8_t room[SHM_MAX_PATH + 10]
+        cdef uint64_t above = 0
+        cdef shm_key key
+        cdef shm_op op
+        cdef uint32_t shard
+        cdef object path = self.path
+        cdef int last = self.levels - 1, r
+        self.ready()
+        if self.epoch() == 0:
+            return  # no level that is missing leaves anything that could be named
+        if last:
+            above = self.level[last - 1].epoch
+        key = shm_epoch_key(&self.view, room, <const uint8_t *>PyBytes_AS_STRING(path) + 2,
+                            self.level[last].end, above)
+        shard = shm_shard_of(&self.view, key.hash)
+        self.acquire(shard, self.timeout_s)
+        shm_op_begin(&op, &self.view, shard, shm_now_ms())
+        shm_invalidated(&self.view)  # before it and after it: dying in between forgets nothing
+        r = shm_remove(&op, &key, 0)
+        shm_invalidated(&self.view)
+        self.release(shard)
+        if r == SHM_CORRUPT:
+            raise self.corrupt("INV-SLOT-ENTRY", "a slot names no entry", &key)
 
     # -------------------------------------------------- once per key (once.py decides)
 
@@ -388,6 +459,14 @@ cdef class Handle(Reads):
         return self._initialise(key, factory, ttl, timeout, stale, negative_ttl)
 
     # ------------------------------------------------------- batches (batches.pxi)
+
+    @cython.final
+    cdef int moved(self) except -1:
+        """A key lies in another shard than when its batch was sorted."""
+        if self.levels:
+            raise _Moved
+        self.same(None)  # reopened on another segment
+        return 0
 
     def get_many(self, keys):
         """A dict of those of `keys` that are present, in their order.

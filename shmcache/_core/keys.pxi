@@ -1,8 +1,13 @@
 # Keys: Python object -> (content, type, hash), and back.
 
+cdef enum:
+    KEY_ROOM = 192  # bytes of content that need no object
+
+
 cdef struct CKey:
     shm_key k
-    uint8_t own[16]  # content that has no object of its own (ints)
+    uint64_t epoch         # of the namespace, 0: it has none yet
+    uint8_t own[KEY_ROOM]  # content that has no object of its own: ints, namespaced keys
 
 
 cdef object _encode_key(Attached h, object key, CKey *out):
@@ -48,7 +53,48 @@ cdef object _encode_key(Attached h, object key, CKey *out):
     if n > SHM_MAX_KEY:
         _keys.encode(key)
     out.k.len = <uint32_t>n
-    out.k.hash = shm_key_hash(h.view.seed, out.k.kind, out.k.data, n)
+    if h.levels:
+        keep = _add_namespace(h, key, out, keep)
+    out.k.hash = shm_key_hash(h.view.seed, out.k.kind, out.k.data, out.k.len)
+    return keep
+
+
+cdef object _add_namespace(Attached h, object key, CKey *out, object keep):
+    """Put the namespace's path and epoch before the content of `out`."""
+    cdef Py_ssize_t head = PyBytes_GET_SIZE(h.path), n = out.k.len
+    cdef uint8_t *to = out.own
+    cdef const uint8_t *content = out.k.data
+    cdef object whole = keep
+    out.epoch = h.epoch()
+    if head + 8 + n > KEY_ROOM:
+        if head + 8 + n > SHM_MAX_KEY:
+            raise _errors.KeyTooLarge(
+                f"a key of {n} bytes does not fit a namespace whose path takes {head + 8} of the "
+                f"{SHM_MAX_KEY} bytes of a key; shorten or hash it")
+        whole = PyBytes_FromStringAndSize(NULL, head + 8 + n)
+        to = <uint8_t *>PyBytes_AS_STRING(whole)
+    memmove(to + head + 8, content, n)
+    memcpy(to, PyBytes_AS_STRING(h.path), head)
+    memcpy(to + head, &out.epoch, 8)
+    out.k.data = to
+    out.k.len = <uint32_t>(head + 8 + n)
+    out.k.kind |= SHM_K_NAMESPACED
+    return whole
+
+
+cdef object _encode_key_for_write(Attached h, object key, CKey *out):
+    """`_encode_key` for a call that may store: a namespace without an epoch gets one first."""
+    cdef object keep = _encode_key(h, key, out)
+    cdef int tries = 100
+    while h.levels and out.epoch == 0:
+        if tries == 0:
+            raise _errors.CacheFull(
+                f"a namespace of cache {h.name!r} cannot be used: its epoch is evicted as soon as "
+                "it is stored; make the cache larger", keys=(key,))
+        tries -= 1
+        h._draw_epochs()
+        h.ready()
+        keep = _encode_key(h, key, out)
     return keep
 
 

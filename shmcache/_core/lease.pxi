@@ -11,7 +11,7 @@ def key_content(Handle h, key):
     cdef CKey k
     cdef object keep
     h.ready()
-    keep = _encode_key(h, key, &k)
+    keep = _encode_key_for_write(h, key, &k)
     return k.k.kind, _content(&k.k)
 
 
@@ -117,7 +117,7 @@ def lease_take(Handle h, key, bytes content, uint64_t deadline_ms, uint64_t dead
     cdef uint32_t shard
     cdef int r
     h.ready()
-    keep = _encode_key(h, key, &k)
+    keep = _encode_key_for_write(h, key, &k)
     if not _is_content(&k.k, content):
         return "moved", 0
     shard = shm_shard_of(&h.view, k.k.hash)
@@ -148,12 +148,12 @@ def lease_publish(Handle h, key, bytes content, value, ttl, uint64_t stale_ms, u
     cdef CValue v
     cdef shm_put p
     cdef object keep, keep_value
-    cdef uint64_t ttl_ms = _ttl_ms(ttl)
+    cdef uint64_t ttl_ms = _ttl_ms(ttl, h.default_ttl_ms)
     h.ready()
-    keep = _encode_key(h, key, &k)
+    keep = _encode_key_for_write(h, key, &k)
     keep_value = _encode_value(h, value, &v)
     h.check_size(&k, &v, ttl_ms)
-    keep = _encode_key(h, key, &k)  # the codec may have run anything
+    keep = _encode_key_for_write(h, key, &k)  # the codec may have run anything
     if not _is_content(&k.k, content):
         return False
     h.ready()

@@ -19,9 +19,6 @@ cdef enum:
     LOCAL_SMALLEST = 1024  # bytes from which on bytes and str, which are not decoded, are worth it
 
 
-cdef uint64_t _NO_WORD = 0  # what an entry that was given up looks at
-
-
 @cython.final
 @cython.freelist(64)
 cdef class LocalEntry:
@@ -33,7 +30,18 @@ cdef class LocalEntry:
     cdef uint64_t *slot
     cdef uint64_t word
     cdef uint64_t expires_ms  # 0: never
+    cdef uint64_t epoch       # of the namespace that it was read in
     cdef bint used            # since the hand last passed
+
+    @cython.final
+    cdef int give_up(self) except -1:
+        """Let go of the object; the entry may still be in a table, and matches nothing."""
+        cdef object value = self.value, name = self.name, home = self.home
+        self.word = ~<uint64_t>0
+        self.slot = &_NO_WORD
+        self.used = False
+        self.name = self.home = self.value = None
+        return 0
 
 
 @cython.final
@@ -62,10 +70,7 @@ cdef class LocalTable:
         self.ring = []
         self.hand = 0
         for entry in ring:
-            entry.word = ~<uint64_t>0  # no slot's: its handle may still look it up
-            entry.slot = &_NO_WORD
-            entry.used = False
-            entry.name = entry.home = entry.value = None
+            entry.give_up()
         return 0
 
     @cython.final
@@ -103,7 +108,8 @@ cdef inline object _local_hit(Attached h, LocalEntry entry):
     return entry.value
 
 
-cdef int _local_keep(Attached h, object name, object value, const shm_hit *hit) except -1:
+cdef int _local_keep(Attached h, object name, object value, const shm_hit *hit,
+                     uint64_t epoch) except -1:
     """Remember `value`, which was decoded from what `hit` names."""
     cdef LocalEntry entry
     cdef object old_value = None, old_name = None  # outlive the stores: destructors run any code
@@ -122,6 +128,7 @@ cdef int _local_keep(Attached h, object name, object value, const shm_hit *hit) 
         entry.home = h.local
         h.local[name] = entry
     entry.value = value
+    entry.epoch = epoch
     entry.slot = hit.slot
     entry.word = hit.word
     entry.expires_ms = shm_expiry_at(hit.expiry) if hit.expiry else 0
@@ -131,14 +138,11 @@ cdef int _local_keep(Attached h, object name, object value, const shm_hit *hit) 
 cdef int _local_forget(Attached h, object name) except -1:
     """Let go of the object kept for `name`, which is not in the cache any more."""
     cdef LocalEntry entry
-    cdef object old_value, old_name
     cdef PyObject *found = PyDict_GetItemWithError(h.local, name)
     if found != NULL:
         entry = <LocalEntry>found
         h.local.pop(name, None)
-        old_value, old_name = entry.value, entry.name
-        entry.used = False
-        entry.home = entry.name = entry.value = None
+        entry.give_up()
     return 0
 
 

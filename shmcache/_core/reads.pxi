@@ -45,7 +45,7 @@ cdef class Reads(Attached):
                 shm_hit_mark(hit)
                 if count:
                     self.view.client.hits += 1
-                if hit.value_kind == SHM_V_BYTES:
+                if hit.value_kind == SHM_V_BYTES and self.check is None:
                     return copy
                 return _decode_value(self, hit.value_kind, copy)
             self.view.client.read_retries += 1
@@ -74,29 +74,36 @@ cdef class Reads(Attached):
             f"{self.name!r}: {what}; run verify(), then unlink the cache and let it be made anew")
 
     @cython.final
-    cdef object local_get(self, object key):
+    cdef inline object local_get(self, object key):
         """The value of `key`, or _MISSING; the object that an earlier get decoded where that is
         still what the cache holds (local.pxi)."""
-        cdef CKey k
-        cdef shm_hit hit
-        cdef object keep, value, mapping, name = key
+        cdef object value, name = key
         cdef PyObject *found
         if type(key) is not str and type(key) is not int:
             name = _local_name(key)
             self.ready()  # making it may have run anything
         found = PyDict_GetItemWithError(self.local, name)
-        if found != NULL:
+        if found != NULL and (self.levels == 0 or (<LocalEntry>found).epoch == self.epoch()):
             value = _local_hit(self, <LocalEntry>found)
             if value is not _MISSING:
                 return value
+        return self.local_miss(key, name)
+
+    @cython.final
+    cdef object local_miss(self, object key, object name):
+        """Read `key` from shared memory, and keep what was decoded under `name`."""
+        cdef CKey k
+        cdef shm_hit hit
+        cdef object keep, value, mapping
+        k.epoch = 0
         keep = _encode_key(self, key, &k)
         mapping = self.mapping
         value = self.fetch_hit(&k.k, &hit, True)
-        if self.mapping is mapping:  # else closed or reopened while the codec ran
+        if self.mapping is mapping and self.local is not None:  # else closed or reopened
             if value is _MISSING:
                 _local_forget(self, name)
             else:
-                _local_keep(self, name, value, &hit)
+                _local_keep(self, name, value, &hit, k.epoch)
         return value
 
     def get(self, key, default=None):

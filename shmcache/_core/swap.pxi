@@ -84,7 +84,7 @@ cdef class Swap:
         cdef uint32_t number, count
         while True:
             h.ready()
-            if s.epoch == h.epoch:
+            if s.epoch == h.connection:
                 return 0
             attachment = h.held()
             geometry = attachment.superblock.geometry
@@ -109,7 +109,7 @@ cdef class Swap:
             s.number = number
             s.seen = 0
             s.value = None
-            s.epoch = h.epoch
+            s.epoch = h.connection
 
     @cython.final
     cdef object corrupt(self, str invariant, str what):
@@ -145,7 +145,7 @@ cdef class Swap:
         cdef Attached h = self.handle
         cdef SwapState s = self.state
         h.ready()
-        if s.epoch == h.epoch and RDA(&s.at.slot.word) == s.seen:
+        if s.epoch == h.connection and RDA(&s.at.slot.word) == s.seen:
             return s.value
         return self.reload(NULL)
 

@@ -141,7 +141,7 @@ cdef dict _layout():
         "SHM_POLICY_EVICT": SHM_POLICY_EVICT, "SHM_POLICY_KEEP": SHM_POLICY_KEEP,
         "SHM_K_STR": SHM_K_STR, "SHM_K_BYTES": SHM_K_BYTES, "SHM_K_INT": SHM_K_INT,
         "SHM_K_FLOAT": SHM_K_FLOAT, "SHM_K_BOOL": SHM_K_BOOL, "SHM_K_NONE": SHM_K_NONE,
-        "SHM_K_UUID": SHM_K_UUID, "SHM_K_TUPLE": SHM_K_TUPLE,
+        "SHM_K_UUID": SHM_K_UUID, "SHM_K_TUPLE": SHM_K_TUPLE, "SHM_K_EPOCH": SHM_K_EPOCH,
         "signature": shm_layout_signature(),
     }
     cdef const shm_layout_row *row = shm_layout_rows
@@ -198,7 +198,7 @@ def shard_stats(Handle h, uint32_t i):
         raise IndexError(f"shard {i} of {h.view.shard_count}")
     s = shm_shard_at(&h.view, i)
     return {
-        "entries": s.counts.entries, "leases": s.counts.leases,
+        "entries": s.counts.entries, "leases": s.counts.leases & SHM_C_LEASES,
         "bytes_used": (<uint64_t>s.counts.live_units[0] + s.counts.live_units[1]) * SHM_UNIT,
         "sets": s.sets, "deletes": s.deletes, "evictions": s.evictions,
         "expirations": s.expirations, "recoveries": s.recoveries,
@@ -278,7 +278,8 @@ def expire_shard(Handle h, uint32_t i):
     sh = shm_shard_at(&h.view, i)
     # two rounds from wherever the sweep stands: the first to its end, the second a whole one, so
     # that every slot is seen, whatever writers sweep meanwhile
-    while at < 2 * h.view.slot_count and now >= RD(&sh.min_expiry):
+    shm_op_begin(&op, &h.view, i, now)
+    while at < 2 * h.view.slot_count and shm_sweep_due(&op):
         h.acquire(i, h.timeout_s)
         shm_op_begin(&op, &h.view, i, now)
         removed += shm_sweep(&op, CLEAR_STEP)

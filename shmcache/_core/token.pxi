@@ -36,7 +36,7 @@ cdef class Token:
         cdef uint32_t numbers[64]
         while True:
             h.ready()
-            if self.epoch == h.epoch:
+            if self.epoch == h.connection:
                 return 0
             attachment = h.held()
             offset = attachment.superblock.geometry.tokens_off
@@ -61,7 +61,7 @@ cdef class Token:
                     self.chain[i] = <shm_token *>(h.view.base + offset + numbers[i] * size)
                 self.first = <shm_token *>(h.view.base + offset)
                 self.depth = depth
-                self.epoch = h.epoch
+                self.epoch = h.connection
 
     @cython.final
     cdef object corrupt(self, str what):

@@ -149,6 +149,13 @@ cdef object _decode_value(Attached h, uint8_t kind, object copy):
             f"({kind}) says: its bytes were damaged; set the key again")
     if kind == SHM_V_CODEC:
         return _call_decoder(h, copy)
+    if h.check is not None:
+        return h.check(_decode_plain(h, kind, copy))
+    return _decode_plain(h, kind, copy)
+
+
+cdef inline object _decode_plain(Attached h, uint8_t kind, object copy):
+    """A value that the binding itself encoded."""
     if kind == SHM_V_STR:
         try:
             return copy.decode("utf-8", "surrogatepass")

@@ -1,10 +1,10 @@
 /* fuzz.c - a hostile segment: bytes are flipped anywhere, then everything is called on it.
  *
  * The segment lies between two pages without access; under AddressSanitizer everything else that
- * the core must not look at after attaching is poisoned besides: the superblock, all regions but
- * the clients', and in each call every shard but its own.  Proves, by trying: whatever was
- * flipped, no call reads or writes outside its shard, divides by zero, overflows a signed
- * number, or runs for long.  Every loop is watched twice: by the units and slots it can have
+ * the core must not look at after attaching is poisoned besides: the superblock, and all regions
+ * but the clients' and the shards (epochs of namespaces are looked up in other ones).  Proves, by
+ * trying: whatever was flipped, no call reads or writes outside the shards, divides by zero,
+ * overflows a signed number, or runs for long.  Every loop is watched twice: by the units and slots it can have
  * walked (the longest call is printed), and by an alarm.
  *
  * A round starts from a sound segment with a past, flips a few bytes - at random, or at the
@@ -54,7 +54,7 @@ typedef struct target {
     uint64_t now;
 } target;
 
-/* Nothing but the clients and shard `i` may be touched; SHM_NO_SLOT: everything may. */
+/* Nothing but the clients and the shards may be touched; SHM_NO_SLOT: everything may. */
 static void allow(target *t, uint32_t i)
 {
     seg *s = &t->s;
@@ -64,7 +64,8 @@ static void allow(target *t, uint32_t i)
     }
     POISON(s->base, s->sb.total_size);
     UNPOISON(s->base + s->sb.clients_off, SEG_CLIENTS * sizeof(shm_client));
-    UNPOISON((uint8_t *)shm_shard_at(&s->view, i), s->sb.shard_stride);
+    UNPOISON((uint8_t *)shm_shard_at(&s->view, 0), s->sb.shard_stride * s->sb.shard_count);
+    UNPOISON(s->base + offsetof(shm_superblock, invalidations), 8);
 }
 
 static uint64_t edge(rng *r)
@@ -341,7 +342,7 @@ static void the_fences_hold(target *t)
 {
 #if defined(__SANITIZE_ADDRESS__)
     uint8_t *shard = (uint8_t *)shm_shard_at(&t->s.view, 0);
-    uint8_t *outside[] = {t->s.base, shard - 8, shard + t->s.sb.shard_stride, t->s.base - 8};
+    uint8_t *outside[] = {t->s.base, shard - 8, shard + t->s.sb.shard_stride * t->s.sb.shard_count, t->s.base - 8};
     for (int i = 0; i < 4; i++) {
         int status = 0;
         pid_t child = fork();

@@ -6,6 +6,7 @@ Each ``# type: ignore[code]`` is an assertion too: with ``warn_unused_ignores`` 
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import uuid
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
@@ -21,6 +22,7 @@ from shmcache import (
     LatencyRing,
     LatencySummary,
     LockTimeout,
+    Namespace,
     ShardStats,
     ShmcacheError,
     Stats,
@@ -229,3 +231,42 @@ def latencies(cache: Cache) -> None:
     later("1")  # type: ignore[arg-type, unused-coroutine]
     cache.latency_sampling = 0
     assert_type(cache.latency_sampling, int)
+
+
+@dataclasses.dataclass
+class User:
+    """What the namespaces below hold."""
+
+    id: int
+
+
+def namespaces(cache: Cache) -> None:
+    users = cache.namespace("users", User, ttl=60)
+    assert_type(users, Namespace[User])
+    mapping: MutableMapping[Any, User] = users
+    assert_type(mapping["a"], User)
+    assert_type(users.get("a"), User | None)
+    assert_type(users.get("a", User(1)), User)
+    assert_type(users.get("a", 5), User | int)
+    assert_type(users["a"], User)
+    assert_type(users.get_many(["a"]), dict[str, User])
+    assert_type(users.pop("a"), User)
+    assert_type(users.pop("a", None), User | None)
+    assert_type(users.popitem(), tuple[Any, User])
+    assert_type(users.values(), ValuesView[User])
+    assert_type(users.items(), ItemsView[Any, User])
+    assert_type(users.alter("a", lambda user: User(user.id + 1)), User)
+    assert_type(users.add("a", User(1)), bool)
+    assert_type(users.invalidate(), None)
+    users.set("a", User(1), dt.timedelta(seconds=5))
+    users["a"] = User(2)
+    users.set_many({"a": User(1)}, ttl=5)
+    assert_type(users.namespace("admins", User), Namespace[User])
+    assert_type(users.namespace("plain"), Namespace[Any])
+    assert_type(cache.namespace("plain"), Namespace[Any])
+    assert_type(cache.namespace("plain").get("a"), Any | None)
+    assert_type(cache.namespace("ids", list[int])["a"], list[int])
+    users.set("a", 5)  # type: ignore[arg-type]
+    users["a"] = "text"  # type: ignore[assignment]
+    users.set_many({"a": 1})  # type: ignore[dict-item]
+    cache.namespace(5)  # type: ignore[call-overload]

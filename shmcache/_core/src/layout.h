@@ -32,6 +32,7 @@
 #define SHM_BUCKET_SLOTS 8u
 #define SHM_MAX_SHARDS 1024u
 #define SHM_MAX_KEY 65535u
+#define SHM_MAX_PATH 1024u /* bytes of a namespace's path, epoch.h */
 #define SHM_MAX_LOG_UNITS (1u << 30) /* 16 GiB: what 30 bits of in-log offset can say */
 #define SHM_SUPERBLOCK_SIZE 4096u
 #define SHM_NAME_SIZE 64u
@@ -118,6 +119,7 @@ _Static_assert(sizeof(shm_entry) == SHM_UNIT, "an entry header is one unit, and 
 #define SHM_K_NONE 6u       /* no bytes */
 #define SHM_K_UUID 7u       /* 16 bytes */
 #define SHM_K_TUPLE 8u      /* canonical encoding, see keys.py */
+#define SHM_K_EPOCH 15u     /* of a namespace, see epoch.h; never without SHM_K_NAMESPACED */
 #define SHM_K_NAMESPACED 0x10u /* the key belongs to a namespace: shown only through it */
 #define SHM_K_LEASE 0x20u      /* not a value but the lease of its key's initialiser */
 #define SHM_K_EXPIRES 0x40u    /* an expiry word follows the header */
@@ -194,7 +196,9 @@ typedef struct shm_superblock {
     uint64_t owner;           /* identity word of the owner daemon's client, 0: none */
     uint32_t owner_pid;       /* as its own namespace sees it: for people to read, nothing else */
     uint32_t reserved1;
-    uint8_t pad2[SHM_SUPERBLOCK_SIZE - 2048 - 80];
+    uint8_t pad2[48];
+    uint64_t invalidations;   /* times that a namespace's epoch was replaced; a line of its own */
+    uint8_t pad3[SHM_SUPERBLOCK_SIZE - 2048 - 136];
 } shm_superblock;
 _Static_assert(offsetof(shm_superblock, checksum) == 272, "immutable part");
 _Static_assert(offsetof(shm_superblock, dead) == 2048, "mutable part");
@@ -232,10 +236,13 @@ _Static_assert(offsetof(shm_client, hits) == 64, "counters on a line of their ow
  */
 typedef struct shm_counts { /* exact at every instant: see the note */
     uint32_t entries;       /* live slots that are not leases, expired ones included */
-    uint32_t leases;
+    uint32_t leases;        /* bits 0-11: leases; 12-31: epochs of namespaces.  `len` counts neither */
     uint32_t live_units[2]; /* units of live entries in log 0 and 1 */
 } shm_counts;
 _Static_assert(sizeof(shm_counts) == 16, "counts are two words");
+#define SHM_C_EPOCH (1u << 12)          /* one epoch, in shm_counts.leases */
+#define SHM_C_LEASES (SHM_C_EPOCH - 1u) /* the leases in it */
+#define SHM_C_EPOCHS_MOST ((1u << 20) - 1u)
 
 typedef struct shm_note { /* what the holder is about to do to one slot (INV-NOTE) */
     uint32_t armed;       /* 1 while slot and counts may disagree */
@@ -270,7 +277,9 @@ typedef struct shm_shard {
     uint64_t swept_ms;    /* when the sweep last completed a round */
     uint32_t sweep_slot;  /* where the sweep goes on */
     uint32_t wake;        /* futex word: advanced by 2 when a lease goes; bit 0: wake who waits */
-    uint64_t reserved2[4];
+    uint64_t sweep_invalidation; /* `invalidations` when the sweep began its present round */
+    uint64_t swept_invalidation; /* the same of the last round that was completed */
+    uint64_t reserved2[2];
     /* lines 5 and 6: statistics, written by the holder, read by anybody */
     uint64_t sets;
     uint64_t deletes;

@@ -22,7 +22,11 @@
 #include "write.h"
 
 /* Leases that a shard takes at most: one for 16 slots of its index, and 64. */
-static inline uint32_t shm_lease_most(const shm_view *v) { return v->slot_count / 16 + 64; }
+static inline uint32_t shm_lease_most(const shm_view *v)
+{
+    uint32_t n = v->slot_count / 16 + 64;
+    return n < SHM_C_LEASES ? n : SHM_C_LEASES; /* what counts.leases has bits for */
+}
 
 static inline shm_key shm_lease_key(const shm_key *key)
 {
@@ -65,7 +69,7 @@ static int shm_lease_take(shm_op *op, const shm_key *key, shm_claim *claim)
         }
         lease.deadline |= old.deadline & SHM_LEASE_GHOST;
         shm_drop_lease(op, f.lease);
-    } else if (RD(&op->sh->counts.leases) >= shm_lease_most(op->v)) {
+    } else if ((RD(&op->sh->counts.leases) & SHM_C_LEASES) >= shm_lease_most(op->v)) {
         return SHM_FULL;
     }
     r = shm_lookup(op, &of, &f);

@@ -34,6 +34,8 @@ typedef struct shm_op {
     uint32_t spare;   /* units of its entry */
     uint64_t walked[2]; /* units that the head of log 0 and 1 has advanced in this operation */
     uint32_t changed; /* slots cleared or moved by making room: look the key up again */
+    uint64_t epoch;   /* of a namespace, the last one that was asked about; 0: none */
+    bool epoch_stale; /* and the answer */
 } shm_op;
 
 static inline void shm_op_begin(shm_op *op, const shm_view *v, uint32_t shard, uint64_t now_ms)
@@ -46,6 +48,8 @@ static inline void shm_op_begin(shm_op *op, const shm_view *v, uint32_t shard, u
     op->spare = 0;
     op->walked[0] = op->walked[1] = 0;
     op->changed = 0;
+    op->epoch = 0;
+    op->epoch_stale = false;
 }
 
 /* Units that must stay free in log `l`, its tail at offset `off`, its largest entry n units long.

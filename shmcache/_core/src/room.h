@@ -35,6 +35,7 @@
 #ifndef SHMCACHE_ROOM_H
 #define SHMCACHE_ROOM_H
 
+#include "epoch.h"
 #include "log.h"
 #include "read.h"
 
@@ -82,16 +83,29 @@ static inline uint32_t shm_slot_of_entry(const shm_op *op, uint64_t hash, uint32
     return SHM_NO_SLOT;
 }
 
-/* Clear the slot of a live entry of log `l`, `units` long; `ghost`: leave its fingerprint. */
-static inline void shm_drop(shm_op *op, uint32_t slot, uint64_t word, uint32_t units, bool lease,
-                            bool ghost)
+/* What an entry of that key kind adds to counts.leases; 0: it counts as an entry. */
+static inline uint32_t shm_hidden_count(uint8_t key_kind)
+{
+    if (key_kind & SHM_K_LEASE)
+        return 1;
+    return (key_kind & (SHM_K_NAMESPACED | SHM_K_TYPE)) == (SHM_K_NAMESPACED | SHM_K_EPOCH)
+               ? SHM_C_EPOCH
+               : 0;
+}
+
+/* Clear the slot of a live entry, `units` long, whose key is of that kind; `ghost`: leave its
+ * fingerprint. */
+static inline void shm_drop_kind(shm_op *op, uint32_t slot, uint64_t word, uint32_t units,
+                                 uint8_t key_kind, bool ghost)
 {
     shm_counts c = shm_counts_load(op);
+    uint32_t hidden = shm_hidden_count(key_kind);
+    bool lease = (key_kind & SHM_K_LEASE) != 0;
     uint64_t left = 0;
 
     c.live_units[shm_word_log(word)] -= units;
-    if (lease)
-        c.leases -= 1;
+    if (hidden)
+        c.leases -= hidden;
     else
         c.entries -= 1;
     if (ghost) {
@@ -107,6 +121,37 @@ static inline void shm_drop(shm_op *op, uint32_t slot, uint64_t word, uint32_t u
         WRR(&op->sh->wake, (RD(&op->sh->wake) + 2u) | 1u);
         FAULT(lease_dropped);
     }
+}
+
+static inline void shm_drop(shm_op *op, uint32_t slot, uint64_t word, uint32_t units, bool lease,
+                            bool ghost)
+{
+    shm_drop_kind(op, slot, word, units, lease ? SHM_K_LEASE : 0, ghost);
+}
+
+/* Is the memory of the entry behind `hit` free already?  Expired, its stale time included, or of
+ * a namespace that was invalidated. */
+static inline bool shm_reclaimable(shm_op *op, const shm_hit *hit)
+{
+    if (!(hit->key_kind & SHM_K_LEASE) && hit->expiry &&
+        shm_expiry_reclaim_at(hit->expiry) <= op->now_ms)
+        return true;
+    return shm_epoch_stale(op, hit);
+}
+
+/* Could a sweep find anything? */
+static inline bool shm_sweep_due(const shm_op *op)
+{
+    return op->now_ms >= RD(&op->sh->min_expiry) ||
+           RDA(shm_invalidations(op->v)) != RD(&op->sh->swept_invalidation);
+}
+
+static inline void shm_count_reclaimed(shm_op *op, const shm_hit *hit)
+{
+    if (hit->expiry && shm_expiry_reclaim_at(hit->expiry) <= op->now_ms)
+        shm_count(&op->sh->expirations, 1);
+    else if (!shm_hidden_count(hit->key_kind))
+        shm_count(&op->sh->deletes, 1);
 }
 
 /* Append a copy of the entry behind `hit` (units long, at the head of log `from`) to log `to` and
@@ -181,11 +226,10 @@ static int shm_head_step(shm_op *op, uint32_t l, bool force)
     }
     word = RD(op->index + slot);
     lease = (hit.key_kind & SHM_K_LEASE) != 0;
-    if (!lease && slot != op->protect && hit.expiry &&
-        shm_expiry_reclaim_at(hit.expiry) <= op->now_ms) {
-        shm_drop(op, slot, word, (uint32_t)units, false, false);
+    if (slot != op->protect && shm_reclaimable(op, &hit)) {
+        shm_drop_kind(op, slot, word, (uint32_t)units, hit.key_kind, false);
         FAULT(expire_noted);
-        shm_count(&op->sh->expirations, 1);
+        shm_count_reclaimed(op, &hit);
         shm_log_advance_head(op, l, st.head, (uint32_t)units);
         return SHM_HIT;
     }
@@ -207,7 +251,7 @@ static int shm_head_step(shm_op *op, uint32_t l, bool force)
             }
         }
         if (evict) {
-            shm_drop(op, slot, word, (uint32_t)units, false,
+            shm_drop_kind(op, slot, word, (uint32_t)units, hit.key_kind,
                      l == SHM_PROBATION || v->log[1].units == 0);
             FAULT(evict_noted);
             shm_count(&op->sh->evictions, 1);
@@ -243,23 +287,29 @@ static inline uint32_t shm_sweep(shm_op *op, uint32_t slots)
 {
     const shm_view *v = op->v;
     uint32_t cleared = 0, at = RD(&op->sh->sweep_slot);
+    bool stale = RDA(shm_invalidations(v)) != RD(&op->sh->swept_invalidation);
 
     if (at >= v->slot_count)
         at = 0;
+    if (at == 0) /* what is invalidated from here on, this round may miss */
+        WR(&op->sh->sweep_invalidation, RDA(shm_invalidations(v)));
     while (slots--) {
         uint64_t w = RD(op->index + at);
         shm_hit hit;
-        if (shm_word_live(w) && shm_parse_entry(v, op->sh, w, &hit) && hit.expiry &&
-            !(hit.key_kind & SHM_K_LEASE)) {
-            uint64_t at_ms = shm_expiry_reclaim_at(hit.expiry);
-            if (at_ms <= op->now_ms && at != op->protect) {
-                shm_drop(op, at, w, (uint32_t)shm_entry_units(hit.key_len, hit.value_len, true),
-                         false, false);
+        if (shm_word_live(w) && shm_parse_entry(v, op->sh, w, &hit) &&
+            ((hit.expiry && !(hit.key_kind & SHM_K_LEASE)) ||
+             (stale && (hit.key_kind & SHM_K_NAMESPACED)))) {
+            if (at != op->protect && shm_reclaimable(op, &hit)) {
+                shm_drop_kind(op, at, w,
+                              (uint32_t)shm_entry_units(hit.key_len, hit.value_len,
+                                                        hit.expiry != 0),
+                              hit.key_kind, false);
                 FAULT(sweep_step);
-                shm_count(&op->sh->expirations, 1);
-                cleared++;
-            } else if (at_ms < RD(&op->sh->sweep_min)) {
-                WR(&op->sh->sweep_min, at_ms);
+                shm_count_reclaimed(op, &hit);
+                cleared += shm_hidden_count(hit.key_kind) == 0;
+            } else if (hit.expiry && !(hit.key_kind & SHM_K_LEASE) &&
+                       shm_expiry_reclaim_at(hit.expiry) < RD(&op->sh->sweep_min)) {
+                WR(&op->sh->sweep_min, shm_expiry_reclaim_at(hit.expiry));
             }
         }
         if (++at == v->slot_count) {
@@ -267,8 +317,11 @@ static inline uint32_t shm_sweep(shm_op *op, uint32_t slots)
             WRR(&op->sh->sweep_slot, 0u);
             WRR(&op->sh->min_expiry, RD(&op->sh->sweep_min));
             WRR(&op->sh->sweep_min, ~0ull);
+            WRR(&op->sh->swept_invalidation, RD(&op->sh->sweep_invalidation));
+            WRR(&op->sh->sweep_invalidation, RDA(shm_invalidations(v)));
             WR(&op->sh->swept_ms, op->now_ms);
-            if (op->now_ms < RD(&op->sh->min_expiry))
+            stale = RDA(shm_invalidations(v)) != RD(&op->sh->swept_invalidation);
+            if (!shm_sweep_due(op))
                 break; /* nothing more to find */
         }
     }
@@ -279,7 +332,7 @@ static inline uint32_t shm_sweep(shm_op *op, uint32_t slots)
 /* One whole round from the first slot: afterwards nothing expired is left in the shard. */
 static inline uint32_t shm_sweep_round(shm_op *op)
 {
-    if (op->now_ms < RD(&op->sh->min_expiry))
+    if (!shm_sweep_due(op))
         return 0;
     WRR(&op->sh->sweep_slot, 0u);
     WRR(&op->sh->sweep_min, ~0ull);
@@ -336,7 +389,7 @@ static inline int shm_pace(shm_op *op, uint32_t l, uint32_t n)
 
     if (!shm_log_load(op, l, &st))
         return SHM_CORRUPT;
-    if (st.free < g->units / 8 && op->now_ms >= RD(&op->sh->min_expiry)) {
+    if (st.free < g->units / 8 && shm_sweep_due(op)) {
         for (uint32_t swept = 0; swept < SHM_SWEEP_MOST; swept += SHM_SWEEP_STEP) {
             uint32_t cleared = shm_sweep(op, SHM_SWEEP_STEP);
             bool due = op->now_ms >= RD(&op->sh->swept_ms) + SHM_SWEEP_AGAIN_MS;

@@ -27,7 +27,8 @@
     F(shm_superblock, probation_units) F(shm_superblock, budget_units)                           \
     F(shm_superblock, max_entry_units) F(shm_superblock, avg_entry_size)                         \
     F(shm_superblock, max_probe_buckets) F(shm_superblock, checksum) F(shm_superblock, dead)     \
-    F(shm_superblock, persist) F(shm_superblock, owner) F(shm_superblock, owner_pid)             \
+    F(shm_superblock, persist) F(shm_superblock, owner) F(shm_superblock, owner_pid) \
+    F(shm_superblock, invalidations)                                                             \
     S(shm_client)                                                                                \
     F(shm_client, generation) F(shm_client, in_use) F(shm_client, pid) F(shm_client, uid)        \
     F(shm_client, attached_mono_ns) F(shm_client, hits) F(shm_client, misses)                    \
@@ -38,7 +39,8 @@
     F(shm_shard, version) F(shm_shard, ghost_seq) F(shm_shard, head) F(shm_shard, tail)          \
     F(shm_shard, largest) F(shm_shard, moves_in_a_row) F(shm_shard, pop_slot)                    \
     F(shm_shard, min_expiry) F(shm_shard, sweep_min) F(shm_shard, swept_ms)                      \
-    F(shm_shard, sweep_slot) F(shm_shard, wake)                                                  \
+    F(shm_shard, sweep_slot) F(shm_shard, sweep_invalidation) F(shm_shard, swept_invalidation)   \
+    F(shm_shard, wake)                                                                           \
     F(shm_shard, sets) F(shm_shard, deletes) F(shm_shard, evictions) F(shm_shard, expirations)   \
     F(shm_shard, recoveries) F(shm_shard, lock_acquisitions) F(shm_shard, lock_contended)        \
     F(shm_shard, lock_wait_ns) F(shm_shard, moved_units) F(shm_shard, written_units)             \

@@ -148,6 +148,8 @@ static void shm_verify_slot(shm_op *op, uint32_t s, uint64_t w, shm_counts *sum,
             !shm_lock_word_ok(lease.holder, v->client_count))
             shm_found_broken(out, SHM_INV_LEASE, s, v->client_count, lease.holder);
         sum->leases++;
+    } else if (shm_hidden_count(hit.key_kind)) {
+        sum->leases += SHM_C_EPOCH;
     } else {
         sum->entries++;
     }
@@ -157,7 +159,7 @@ static void shm_verify_shard(shm_op *op, shm_findings *out)
 {
     const shm_view *v = op->v;
     shm_counts sum = {0}, c = shm_counts_load(op);
-    uint32_t named;
+    uint32_t named, live;
 
     if (RD(&op->sh->note.armed))
         shm_found_broken(out, SHM_INV_NOTE, RD(&op->sh->note.slot), 0, 1);
@@ -170,12 +172,14 @@ static void shm_verify_shard(shm_op *op, shm_findings *out)
             shm_verify_slot(op, s, w, &sum, out);
     }
     named = shm_verify_log(op, SHM_MAIN, out) + shm_verify_log(op, SHM_PROBATION, out);
-    if (named != sum.entries + sum.leases)
-        shm_found_broken(out, SHM_INV_LOG_CHAIN, SHM_NO_SLOT, sum.entries + sum.leases, named);
+    live = sum.entries + (sum.leases & SHM_C_LEASES) + sum.leases / SHM_C_EPOCH;
+    if (named != live)
+        shm_found_broken(out, SHM_INV_LOG_CHAIN, SHM_NO_SLOT, live, named);
     if (sum.entries != c.entries)
         shm_found_broken(out, SHM_INV_COUNTS, SHM_NO_SLOT, sum.entries, c.entries);
-    if (sum.leases > shm_lease_most(v))
-        shm_found_broken(out, SHM_INV_LEASE, SHM_NO_SLOT, shm_lease_most(v), sum.leases);
+    if ((sum.leases & SHM_C_LEASES) > shm_lease_most(v))
+        shm_found_broken(out, SHM_INV_LEASE, SHM_NO_SLOT, shm_lease_most(v),
+                         sum.leases & SHM_C_LEASES);
     if (sum.leases != c.leases)
         shm_found_broken(out, SHM_INV_COUNTS, SHM_NO_SLOT, sum.leases, c.leases);
     for (uint32_t l = 0; l < 2; l++)

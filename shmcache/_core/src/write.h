@@ -128,16 +128,19 @@ static uint32_t shm_free_a_slot(shm_op *op, const shm_key *key, uint32_t *bucket
         uint32_t b = shm_probe_bucket(v, home, n) * SHM_BUCKET_SLOTS;
         for (uint32_t s = b; s < b + SHM_BUCKET_SLOTS; s++) {
             uint64_t w = RD(op->index + s);
-            if (!shm_word_live(w) || s == op->protect || !shm_parse_entry(v, op->sh, w, &hit) ||
-                (hit.key_kind & SHM_K_LEASE))
+            if (!shm_word_live(w) || s == op->protect || !shm_parse_entry(v, op->sh, w, &hit))
                 continue;
-            if (hit.expiry && shm_expiry_reclaim_at(hit.expiry) <= op->now_ms) {
-                shm_drop(op, s, w, (uint32_t)shm_entry_units(hit.key_len, hit.value_len, true),
-                         false, false);
-                shm_count(&op->sh->expirations, 1);
+            if (shm_reclaimable(op, &hit)) {
+                shm_drop_kind(op, s, w,
+                              (uint32_t)shm_entry_units(hit.key_len, hit.value_len,
+                                                        hit.expiry != 0),
+                              hit.key_kind, false);
+                shm_count_reclaimed(op, &hit);
                 *bucket = n;
                 return s;
             }
+            if (hit.key_kind & SHM_K_LEASE)
+                continue;
             if (n == 0 && (w & SHM_W_VISITED) < least) {
                 least = (uint32_t)(w & SHM_W_VISITED);
                 victim = s;
@@ -147,10 +150,10 @@ static uint32_t shm_free_a_slot(shm_op *op, const shm_key *key, uint32_t *bucket
     }
     if (v->policy != SHM_POLICY_EVICT || victim == SHM_NO_SLOT)
         return SHM_NO_SLOT;
-    shm_drop(op, victim, victim_hit.word,
-             (uint32_t)shm_entry_units(victim_hit.key_len, victim_hit.value_len,
-                                       victim_hit.expiry != 0),
-             false, false);
+    shm_drop_kind(op, victim, victim_hit.word,
+                  (uint32_t)shm_entry_units(victim_hit.key_len, victim_hit.value_len,
+                                            victim_hit.expiry != 0),
+                  victim_hit.key_kind, false);
     FAULT(evict_noted);
     shm_count(&op->sh->evictions, 1);
     *bucket = 0;
@@ -255,6 +258,9 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
         return SHM_MISMATCH; /* INV-LEASE: somebody has written or removed the key since */
     if (units > v->max_entry_units)
         return SHM_FULL;
+    if (shm_hidden_count(key->kind) == SHM_C_EPOCH &&
+        RD(&sh->counts.leases) / SHM_C_EPOCH >= SHM_C_EPOCHS_MOST)
+        return SHM_FULL; /* a million namespaces in one shard */
     if (shm_live_units(op) > (uint64_t)v->log[0].units + v->log[1].units)
         return SHM_CORRUPT; /* INV-COUNTS */
     n = (uint32_t)units;
@@ -322,8 +328,9 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
             (uint32_t)shm_entry_units(f->hit.key_len, f->hit.value_len, f->hit.expiry != 0);
         visited = old & SHM_W_VISITED;
     } else {
-        if (key->kind & SHM_K_LEASE)
-            c.leases += 1;
+        uint32_t hidden = shm_hidden_count(key->kind);
+        if (hidden)
+            c.leases += hidden;
         else
             c.entries += 1;
         /* one log: its ghost gives a key the full count (docs/eviction.md, "start 3") */
@@ -340,7 +347,7 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
     shm_note_arm(op, f->slot, word, &c);
     shm_log_advance_tail(op, l, pos, n);
     shm_note_commit(op, f->slot, word, &c);
-    if (!(key->kind & SHM_K_LEASE))
+    if (!shm_hidden_count(key->kind))
         shm_count(&sh->sets, 1);
     shm_count(&sh->written_units, n);
     FAULT(stats_stored);
@@ -373,15 +380,16 @@ static int shm_remove(shm_op *op, const shm_key *key, uint64_t version)
     units = (uint32_t)shm_entry_units(f.hit.key_len, f.hit.value_len, f.hit.expiry != 0);
     if (f.expired) {
         if (shm_expiry_reclaim_at(f.hit.expiry) <= op->now_ms || version == 0) {
-            shm_drop(op, f.slot, f.hit.word, units, false, false);
+            shm_drop_kind(op, f.slot, f.hit.word, units, f.hit.key_kind, false);
             shm_count(&op->sh->expirations, 1);
         }
         return SHM_MISS;
     }
     if (version && version != f.hit.version)
         return SHM_MISMATCH;
-    shm_drop(op, f.slot, f.hit.word, units, (key->kind & SHM_K_LEASE) != 0, false);
-    shm_count(&op->sh->deletes, 1);
+    shm_drop_kind(op, f.slot, f.hit.word, units, f.hit.key_kind, false);
+    if (!shm_hidden_count(key->kind))
+        shm_count(&op->sh->deletes, 1);
     FAULT(stats_stored);
     return SHM_HIT;
 }
@@ -448,12 +456,11 @@ static uint32_t shm_clear_slots(shm_op *op, uint32_t from, uint32_t n)
         if (w == 0)
             continue;
         if (shm_word_live(w) && shm_parse_entry(v, op->sh, w, &hit)) {
-            bool lease = (hit.key_kind & SHM_K_LEASE) != 0;
-            shm_drop(op, s, w,
-                     (uint32_t)shm_entry_units(hit.key_len, hit.value_len, hit.expiry != 0), lease,
-                     false);
+            shm_drop_kind(op, s, w,
+                          (uint32_t)shm_entry_units(hit.key_len, hit.value_len, hit.expiry != 0),
+                          hit.key_kind, false);
             FAULT(clear_step);
-            if (!lease) {
+            if (!shm_hidden_count(hit.key_kind)) {
                 removed++;
                 shm_count(&op->sh->deletes, 1);
             }

@@ -253,9 +253,13 @@ typedef struct shm_note { /* what the holder is about to do to one slot (INV-NOT
 _Static_assert(sizeof(shm_note) == 32, "note size");
 
 typedef struct shm_shard {
-    /* line 0: the lock */
+    /* line 0: the lock, and what every write counts: whoever takes the lock owns this line, and
+     * each further line that a write dirties is a transfer between cores */
     uint64_t holder;
-    uint8_t pad0[56];
+    uint64_t sets;
+    uint64_t written_units;
+    uint64_t lock_acquisitions;
+    uint8_t pad0[32];
     /* line 1: what readers look at, almost never written */
     uint32_t probe_limit; /* buckets to look at; raised before a key is put further out */
     uint8_t pad1[60];
@@ -281,20 +285,17 @@ typedef struct shm_shard {
     uint64_t swept_invalidation; /* the same of the last round that was completed */
     uint64_t reserved2[2];
     /* lines 5 and 6: statistics, written by the holder, read by anybody */
-    uint64_t sets;
     uint64_t deletes;
     uint64_t evictions;
     uint64_t expirations;
     uint64_t recoveries;
-    uint64_t lock_acquisitions;
     uint64_t lock_contended;
     uint64_t lock_wait_ns;
     uint64_t moved_units;
-    uint64_t written_units;
     uint64_t ghost_hits;
     uint64_t promotions;
     uint64_t worst_write_units; /* most units walked by one write to make room */
-    uint64_t reserved3[3];
+    uint64_t reserved3[6];
     /* line 7: lock waits that took a slice at least, by log2 of microseconds */
     uint32_t wait_histogram[SHM_WAIT_BUCKETS];
 } shm_shard;
@@ -302,7 +303,7 @@ _Static_assert(offsetof(shm_shard, probe_limit) == 64, "readers' line");
 _Static_assert(offsetof(shm_shard, note) == 128, "note line");
 _Static_assert(offsetof(shm_shard, head) == 192, "log line");
 _Static_assert(offsetof(shm_shard, min_expiry) == 256, "expiry line");
-_Static_assert(offsetof(shm_shard, sets) == 320, "statistics lines");
+_Static_assert(offsetof(shm_shard, deletes) == 320, "statistics lines");
 _Static_assert(offsetof(shm_shard, wait_histogram) == 448, "histogram line");
 _Static_assert(sizeof(shm_shard) == 512, "shard header size");
 

@@ -16,7 +16,9 @@
  * that position's lap (INV-SAMPLE-LAP): where a recorder has its position but has not stored yet,
  * or was killed in between, the word of an earlier lap (or 0) is still there, and is passed over.
  * Readers never wait for the missing one.  Where recorders have lapped the reader meanwhile, the
- * word is of a later lap, and is passed over too.  Laps are told apart modulo 2,047: to be taken
+ * word is of a later lap, and is passed over too.  A recorder that was stopped between its two
+ * steps for a whole lap stores over the newer sample of its word: that one is then missing, and the
+ * old one passed over; totals have both.  Laps are told apart modulo 2,047: to be taken
  * for another one, a recorder must be stopped between its two steps for a multiple of 2,047 laps
  * exactly, and even then what is read is a sample that was recorded.
  *

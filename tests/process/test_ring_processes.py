@@ -77,8 +77,8 @@ def test_four_recorders_have_exact_totals(
     assert summary.mean == pytest.approx(sum(everything) / len(everything) / 1e9, rel=1e-12)
     assert summary.max == pytest.approx(max(everything) / 1e9)
     kept = ns_of(ring.recent(10**6))
-    # All have stored theirs. A recorder that was preempted between its two steps for a whole lap has
-    # stored over a newer sample: at most one each, and not the one that recorded last.
+    # All have stored theirs. A recorder that was preempted between its two steps for a whole lap
+    # has stored over a newer sample: at most one each, and not the one that recorded last.
     assert capacity - (WRITERS - 1) <= len(kept) <= capacity
     newest = {duration(w, n) for w in range(WRITERS) for n in range(EACH - capacity, EACH)}
     assert set(kept) <= newest

@@ -26,10 +26,13 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("cache", "stats", "once", "flights", "memo", "operations", "namespace"),
-        *("swap", "latency", "token"),
+        *("swap", "latency", "token", "observer"),
     ),
-    ("owner", "metrics", "snapshot", "trace", "replay", "readthrough"),
-    ("daemon", "contrib", "recipes"),
+    (
+        *("owner", "metrics", "snapshot", "doctor", "settings", "notify"),
+        *("trace", "replay", "readthrough"),
+    ),
+    ("daemon", "exporter", "contrib", "recipes"),
     ("cli", "__main__"),
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}

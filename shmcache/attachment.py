@@ -12,6 +12,9 @@ Life of an attachment
     release   one handle less; with the last one the client leaves, and if it was the last client
               of a segment that does not persist, the segment is marked dead and unlinked
 
+An observer's attachment is its handle's alone: it is not shared, the registry does not know it, and
+its end unlinks nothing, whoever else is there.
+
 A call of another thread may be under way when the last handle is released, even inside a shard
 with the GIL released.  It keeps the `Mapping` alive, and the mapping keeps the lock that says
 that this process is alive (`Mapping.companion`): nobody takes its shard away before it is done.
@@ -58,6 +61,8 @@ from shmcache.block import (
 )
 from shmcache.liveness import (
     GENERATION_BITS,
+    MEMBER,
+    OBSERVER,
     ClientTable,
     gate_closed,
     identity_word,
@@ -117,6 +122,8 @@ class Attachment:
             otherwise (closed, or a child that has not rejoined).
         client, generation: its slot in the client table, and the generation of that.
         uid, gid, mode: owner and permission bits of the segment's file.
+        observer: whether it does not count as a client of the segment.
+        created: whether the segment was made by this process's opening it.
 
     Safe to use from many threads.
     """
@@ -127,7 +134,12 @@ class Attachment:
         mapping: Mapping,
         table: ClientTable,
         taken: tuple[int, int, LockHold],
+        *,
+        observer: bool = False,
+        created: bool = False,
     ) -> None:
+        self.observer = observer
+        self.created = created
         self.name = superblock.name
         self.superblock = superblock
         self.path = segment_path(self.name)
@@ -231,7 +243,7 @@ class Attachment:
         return locked
 
     def live_clients(self) -> int:
-        """How many processes are attached and alive.
+        """How many processes are attached and alive, observers left out.
 
         Raises `CacheNotFound` as `is_alive`, `CacheClosed` after the last release.
         """
@@ -265,7 +277,8 @@ class Attachment:
                 with gate_closed(self.name, self.path) as gate:
                     if (gate.device, gate.inode) != (self._device, self._inode) or self.dead:
                         self._refuse_gone()
-                    self._become(self._table.take(gate.device, gate.inode))
+                    kind = OBSERVER if self.observer else MEMBER
+                    self._become(self._table.take(gate.device, gate.inode, kind))
             except (errors.CacheNotFound, errors.NotPermitted):
                 raise
             except FileNotFoundError:
@@ -311,6 +324,9 @@ class Attachment:
     def _check_out(self) -> None:
         """Stops being a client, and unlinks what nobody is left to use."""
         self.identity.set(0)
+        if self.observer:  # its slot is its own while its lock is held, and nobody waits for it
+            self._table.leave(self.client)
+            return
         if not self.still_named():
             return
         try:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, overload
+from typing import Any, ClassVar, Final, Literal, ParamSpec, Self, TypeVar, overload
 from weakref import WeakValueDictionary
 
 from shmcache import _core, codec, geometry, limits, memo, segment, stats, verify
@@ -98,6 +98,7 @@ class Cache(Operations[Any]):
     __slots__ = ("__weakref__", "_last", "_namespaces", "_opened")
 
     _opened: dict[str, Any]
+    _observes: ClassVar[bool] = False  # see observer.py
     _last: segment.Attachment | None
     _namespaces: WeakValueDictionary[int, Namespace[Any]]
 
@@ -175,6 +176,7 @@ class Cache(Operations[Any]):
             mode=asked["mode"],
             group=asked["group"],
             persist=asked["persist"],
+            observe=self._observes,
         )
         try:
             found = attachment.superblock

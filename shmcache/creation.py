@@ -76,6 +76,7 @@ class Request:
     mode: int
     gid: int | None
     persist: bool | None
+    observe: bool = False
 
     @property
     def path(self) -> str:
@@ -169,7 +170,7 @@ def _build_locked(request: Request, path: str, fd: int) -> Attachment | None:
         except (FileExistsError, FileNotFoundError):
             return None
         published = True
-        return Attachment(superblock, mapping, table, taken)
+        return Attachment(superblock, mapping, table, taken, created=True)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise

@@ -15,10 +15,15 @@ its new generation.  The kernel drops the lock with the process, whatever ends i
 zombies, and after a pid was reused.  The generation moves on each time the slot is taken, so a
 dead client's byte is never locked again.
 
-`in_use` in the table is a hint: 1 from attach to detach.  A slot with 0 is tried first, but taken
-only if no byte of it is locked.  A client with 0 whose lock is still held has left, with a last
-call of another thread on its way out (see `Attachment.release`): it is alive for whoever waits
-for a shard that it holds, and gone for whoever asks who uses the segment.
+`in_use` in the table is a hint: 1 from attach to detach, 2 for an observer.  A slot with 0 is tried
+first, but taken only if no byte of it is locked.  A client with 0 whose lock is still held has
+left, with a last call of another thread on its way out (see `Attachment.release`): it is alive for
+whoever waits for a shard that it holds, and gone for whoever asks who uses the segment.
+
+An observer is a client that only looks, or changes an entry by hand: it has a slot and a lock like
+any other, so that shards and leases that it holds are somebody's, but `living` and
+`anybody_living` leave it out.  So the last member out unlinks under it, and a segment that only
+observers have open counts as left behind.
 
 The gate.  One byte is held by whoever attaches, closes, unlinks or replaces, for some tens of
 microseconds, so that the last one out cannot unlink under a fresh attacher:
@@ -55,6 +60,8 @@ __all__ = [
     "GATE_BYTE",
     "GATE_TIMEOUT_SECONDS",
     "GENERATION_BITS",
+    "MEMBER",
+    "OBSERVER",
     "ClientTable",
     "close_gate",
     "gate_closed",
@@ -73,6 +80,12 @@ GENERATION_BITS = 32
 GATE_TIMEOUT_SECONDS = 5.0
 """How long a process tries to get through the gate.  It is held for tens of microseconds, so a
 thousand processes that start at once are through in a tenth of a second."""
+
+MEMBER = 1
+"""`in_use` of a client that counts: the segment stays while one of them lives."""
+
+OBSERVER = 2
+"""`in_use` of a client that does not."""
 
 _GENERATION_MASK = (1 << GENERATION_BITS) - 1
 _FIRST_PAUSE_SECONDS = 50e-6  # about as long as the gate is held
@@ -178,10 +191,11 @@ class ClientTable:
         """Lets go of the mapping.  Idempotent."""
         self._words.release()
 
-    def take(self, device: int, inode: int) -> tuple[int, int, LockHold]:
+    def take(self, device: int, inode: int, kind: int = MEMBER) -> tuple[int, int, LockHold]:
         """Takes a free slot and its lock; returns client, generation and hold.  Gate held.
 
         device, inode: of the segment; the path must name it still.
+        kind: MEMBER or OBSERVER.
 
         Raises `LimitReached` if living processes have all slots.  Costs two system calls where a
         slot was never used or given back, else a probe of every slot: about a millisecond.
@@ -189,17 +203,17 @@ class ClientTable:
         in_use = self._words[_IN_USE::_CLIENT_WORDS].tolist()
         for client in (client for client, used in enumerate(in_use) if not used):
             if not self._alive([client])[0]:
-                return self._claim(client, device, inode)
+                return self._claim(client, device, inode, kind)
         abandoned = [client for client, used in enumerate(in_use) if used]
         for client, alive in zip(abandoned, self._alive(abandoned), strict=True):
             if not alive:
-                return self._claim(client, device, inode)
+                return self._claim(client, device, inode, kind)
         raise errors.LimitReached(
             f"all {self._count} client slots of {self._path} are held by living processes: close "
             "handles that are not needed, or spread the processes over several caches"
         )
 
-    def _claim(self, client: int, device: int, inode: int) -> tuple[int, int, LockHold]:
+    def _claim(self, client: int, device: int, inode: int, kind: int) -> tuple[int, int, LockHold]:
         words, base = self._words, client * _CLIENT_WORDS
         generation = (words[base + _GENERATION] + 1) & _GENERATION_MASK or 1
         # The lock first: who dies in between has used the generation nowhere yet.
@@ -215,33 +229,41 @@ class ClientTable:
         words[base + _UID] = os.geteuid()
         words[base + _ATTACHED] = attached_ns & 0xFFFFFFFF
         words[base + _ATTACHED + 1] = attached_ns >> 32
-        words[base + _IN_USE] = 1
+        words[base + _IN_USE] = kind
         return client, generation, hold
 
     def leave(self, client: int) -> None:
-        """Gives the slot back; its lock may outlive this by a call under way.  Gate held."""
+        """Gives the slot back; its lock may outlive this by a call under way.
+
+        A member's with the gate held, which orders it with the question who is left.
+        """
         self._words[client * _CLIENT_WORDS + _IN_USE] = 0
 
     def living(self) -> int:
-        """How many processes are attached and alive.
+        """How many processes are attached and alive, observers left out.
 
         Costs a probe for each slot whose user has not closed: a microsecond each and more.
         """
-        return sum(self._alive(self._used()))
+        return sum(self._alive(self._members()))
 
     def anybody_living(self) -> bool:
-        """Whether a process that has not closed is alive; looks no further than the first."""
+        """Whether a process that has not closed and is no observer is alive.
+
+        Looks no further than the first.
+        """
         if not somebody_lives(self._path):
             return False
-        used = self._used()
+        used = self._members()
+        if any(self._alive(used[:1])):  # most often it is the one in the first slot
+            return True
         return any(
             any(self._alive(used[start : start + _PROBES_AT_ONCE]))
-            for start in range(0, len(used), _PROBES_AT_ONCE)
+            for start in range(1, len(used), _PROBES_AT_ONCE)
         )
 
-    def _used(self) -> list[int]:
+    def _members(self) -> list[int]:
         in_use = self._words[_IN_USE::_CLIENT_WORDS].tolist()
-        return [client for client, used in enumerate(in_use) if used]
+        return [client for client, used in enumerate(in_use) if used not in (0, OBSERVER)]
 
     def _alive(self, clients: list[int]) -> list[bool]:
         """For each client whether somebody holds its byte of any generation."""

@@ -33,7 +33,8 @@ class CacheInfo:
         size: bytes of shared memory.
         entries: stored entries, expired ones that were not swept yet included; None where
             the segment cannot be read.
-        clients: living processes that have it open; None where it cannot be read.
+        clients: living processes that have it open, observers (`shmcache.observer`) left out;
+            None where it cannot be read.
         owner: the user that it belongs to, by name where there is one, else "uid 1234".
         problem: why it cannot be read or used; "" where it can.
     """

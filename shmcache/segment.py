@@ -20,6 +20,9 @@ because somebody else got on, or waits with a bound.
 A segment without a living client is what killed processes left.  Whoever opens it next adopts it,
 warm: its entries are sound (a dead holder of a shard is recovered from at the next write), and it
 is unlinked by its last client like any other.
+
+An observer (`observe=True`) goes the same way up to the gate and through it, and takes what it
+finds or raises: it creates, replaces, adopts and unlinks nothing.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ from shmcache.creation import Request, build_progress, create
 from shmcache.limits import check_name
 from shmcache.liveness import (
     GATE_TIMEOUT_SECONDS,
+    MEMBER,
+    OBSERVER,
     ClientTable,
     gate_closed,
     names_inode,
@@ -92,6 +97,7 @@ def open_segment(
     mode: int,
     group: str | int | None,
     persist: bool | None,
+    observe: bool = False,
 ) -> Attachment:
     """Attaches to the segment of that name, or creates it; counts one handle.
 
@@ -103,6 +109,9 @@ def open_segment(
     mode, group: permissions of a new segment and its semaphores, whatever the umask; and the
         group, name or number, whose segments are accepted beside this user's and root's.
     persist: whether a new segment stays after its last client (None: no).
+    observe: attach only, and without counting as a client: see liveness.py.  The attachment is
+        this handle's own.  Accepts besides this user's and root's segments those of any group
+        that this process is in, and as root everybody's.
 
     Raises
         CacheNotFound   `create=False`, and none appeared in time
@@ -118,13 +127,14 @@ def open_segment(
     """
     request = Request(
         name=check_name(name),
-        create=create,
+        create=False if observe else create,
         plan=plan,
         policy=policy,
         codec=codec_name,
         mode=_check_mode(mode, codec_name),
         gid=_resolve_group(group),
         persist=persist,
+        observe=observe,
     )
     started = time.monotonic()
     patience_ends = started + GATE_TIMEOUT_SECONDS
@@ -136,11 +146,12 @@ def open_segment(
         if attachment is not None:
             return attachment
         now = time.monotonic()
-        if create is False:
+        if request.create is False:
             if now >= started + wait:
+                way_out = "" if observe else ", or pass create=None to create it here"
                 raise errors.CacheNotFound(
-                    f"there is no cache {name!r} ({request.path}): start what creates it, wait "
-                    "for it with wait=SECONDS, or pass create=None to create it here"
+                    f"there is no cache {name!r} ({request.path}): start what creates it, or wait "
+                    f"for it{'' if observe else ' with wait=SECONDS'}{way_out}"
                 )
             pause = min(pause, started + wait - now)
         elif (latest := build_progress(name)) != progress:
@@ -179,7 +190,7 @@ def unlink_segment(name: str) -> bool:
 
 def _open_once(request: Request, registry: dict[str, Attachment]) -> Attachment | None:
     """One look; None: look again."""
-    attachment = registry.get(request.name)
+    attachment = None if request.observe else registry.get(request.name)
     if attachment is not None and _share(request, attachment):
         return attachment
     try:
@@ -190,7 +201,7 @@ def _open_once(request: Request, registry: dict[str, Attachment]) -> Attachment 
         if request.create is False:
             return None
         attachment = create(request)
-    if attachment is not None:
+    if attachment is not None and not request.observe:
         registry[request.name] = attachment
     return attachment
 
@@ -255,6 +266,11 @@ def _attach_locked(request: Request, gate: LockHold) -> Attachment | None:
         return None
     if load_word(mapping, DEAD):
         # Who marked it died before the last file was gone.
+        if request.observe:
+            raise errors.CacheNotFound(
+                f"cache {name!r} was unlinked by a process that died before its files were gone: "
+                "the next one to open it clears them away"
+            )
         if not may_unlink(mapping.uid):
             raise errors.NotPermitted(
                 f"cache {name!r} was unlinked by user {mapping.uid}, who died before its files "
@@ -262,7 +278,7 @@ def _attach_locked(request: Request, gate: LockHold) -> Attachment | None:
             )
         destroy(name, mapping)
         return None
-    if mapping.links > 1:
+    if mapping.links > 1 and not request.observe:
         _unlink_building_name(name, mapping)
     if request.create:
         raise errors.CacheExists(
@@ -271,12 +287,13 @@ def _attach_locked(request: Request, gate: LockHold) -> Attachment | None:
         )
     others = bool(mapping.mode & 0o022) or mapping.uid not in (0, os.geteuid())
     _check_wishes(request, superblock, others)
-    adopted = not somebody_lives(request.path)
     table = ClientTable(mapping, superblock.geometry, request.path)
-    taken = table.take(mapping.device, mapping.inode)
+    adopted = not request.observe and not table.anybody_living()
+    kind = OBSERVER if request.observe else MEMBER
+    taken = table.take(mapping.device, mapping.inode, kind)
     if adopted:
         logger.info("cache %r: adopted, no living process had it open", name)
-    return Attachment(superblock, mapping, table, taken)
+    return Attachment(superblock, mapping, table, taken, observer=request.observe)
 
 
 def _read_superblock(name: str, mapping: Mapping) -> Superblock:
@@ -385,8 +402,13 @@ def _resolve_group(group: object) -> int | None:
 
 
 def _check_owner(request: Request, uid: int, gid: int, mode: int) -> None:
-    """Refuses a segment that neither this user nor root nor the named group owns."""
+    """Refuses a segment that neither this user nor root nor the named group owns.
+
+    An observer names no group, and answers for what it looks at itself: see `open_segment`.
+    """
     if uid in (0, os.geteuid()) or gid == request.gid:
+        return
+    if request.observe and (os.geteuid() == 0 or gid in (os.getegid(), *os.getgroups())):
         return
     _refuse_owner(request.name, uid, gid, mode)
 

@@ -99,8 +99,9 @@ class Stats:
 
     `entries` counts what is stored, expired entries included until they are swept; `bytes_used`
     is live entries with their headers, `bytes_total` what the logs can hold. `clients` asks the
-    kernel, so it follows a death at once. `owner_pid` is the owner daemon's pid in its own
-    namespace, or None. `uptime_seconds` counts from creation, suspended time left out.
+    kernel, so it follows a death at once; it leaves observers (`shmcache.observer`) out.
+    `owner_pid` is the owner daemon's pid in its own namespace, or None. `uptime_seconds` counts
+    from creation, suspended time left out.
     """
 
     entries: int

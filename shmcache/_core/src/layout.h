@@ -213,7 +213,7 @@ _Static_assert(sizeof(shm_superblock) == SHM_SUPERBLOCK_SIZE, "superblock size")
  */
 typedef struct shm_client {
     uint32_t generation; /* +1 each time the slot is taken; 0 only before the first time */
-    uint32_t in_use;     /* 1 from attach to detach; what the kernel lock says counts, not this */
+    uint32_t in_use;     /* from attach to detach 1, of an observer 2; the kernel's lock counts */
     uint32_t pid;        /* for people to read */
     uint32_t uid;
     uint64_t attached_mono_ns;

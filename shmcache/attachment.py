@@ -64,6 +64,7 @@ from shmcache.liveness import (
     MEMBER,
     OBSERVER,
     ClientTable,
+    close_gate,
     gate_closed,
     identity_word,
     is_locked,
@@ -194,11 +195,83 @@ class Attachment:
 
     def owner_pid(self) -> int | None:
         """The owner daemon's pid, as its own namespace sees it; None where none is alive."""
-        owner = memoryview(self.mapping)[OWNER : OWNER + 8].cast("Q")[0]
+        mapping = self.mapping
+        owner = _owner_word(mapping)[0]
         client = (owner >> GENERATION_BITS) - 1
-        if client < 0 or not self.is_alive(client, owner & ((1 << GENERATION_BITS) - 1)):
+        if not 0 <= client < self.superblock.geometry.client_count:
             return None
-        return load_word(self.mapping, OWNER_PID)
+        if not self.is_alive(client, owner & ((1 << GENERATION_BITS) - 1)):
+            return None
+        return load_word(mapping, OWNER_PID)
+
+    def mark_owner(self) -> None:
+        """Enters this process as the cache's owner daemon: one at a time, and by its word alone.
+
+        Nothing depends on it but who may become the next one, and what `owner_pid` says.
+
+        Raises `CacheExists` where a living process is the owner, this one included, and as
+        `rejoin` does.  Waits for the gate.
+        """
+        self.rejoin()
+        mapping = self.mapping
+        with self._gate():
+            pid = self.owner_pid()
+            if pid is not None:
+                raise errors.CacheExists(
+                    f"cache {self.name!r} has an owner daemon already, pid {pid} in its own "
+                    "namespace: stop that one first, or serve a cache of another name"
+                )
+            word = _owner_word(mapping)
+            word[0] = 0
+            store_word(mapping, OWNER_PID, os.getpid())
+            word[0] = self.identity.value
+
+    def disown(self) -> None:
+        """Takes back `mark_owner`, if this process is the owner.  Idempotent; never waits."""
+        mapping, identity = self._mapping, self.identity.value
+        # while this process lives nobody else touches a word that names it: no gate is needed
+        if mapping is not None and identity and _owner_word(mapping)[0] == identity:
+            _owner_word(mapping)[0] = 0
+
+    def reap_clients(self, limit: int = 64) -> int:
+        """Frees the slots of clients that have died, among the next `limit` that are in use.
+
+        Returns how many.  What they have counted stays in the totals.  Goes on where the last call
+        stopped.  Attaching takes such a slot as well; freed ones make that, and the question who
+        is left, cheaper.  Waits for the gate only where there is something to free.
+
+        Raises `CacheNotFound`, `CacheClosed`, `LockTimeout`.
+        """
+        if self._mapping is None:
+            self._refuse_closed()
+        if not self.still_named():
+            self._refuse_gone()
+        try:
+            dead = self._table.dead(limit)
+            if not dead:
+                return 0
+            with self._gate():
+                return self._table.reap(dead)
+        except errors.ShmcacheError:
+            raise
+        except FileNotFoundError:
+            self._refuse_gone()
+        except ValueError:  # the table was closed by another thread
+            self._refuse_closed()
+
+    @contextmanager
+    def _gate(self) -> Iterator[None]:
+        """The gate of this very segment; `CacheNotFound` where the path names it no more."""
+        try:
+            gate = close_gate(self.name, self.path)
+        except FileNotFoundError:
+            self._refuse_gone()
+        try:
+            if (gate.device, gate.inode) != (self._device, self._inode) or self.dead:
+                self._refuse_gone()
+            yield
+        finally:
+            gate.release()
 
     @property
     def others_can_write(self) -> bool:
@@ -323,6 +396,7 @@ class Attachment:
 
     def _check_out(self) -> None:
         """Stops being a client, and unlinks what nobody is left to use."""
+        self.disown()
         self.identity.set(0)
         if self.observer:  # its slot is its own while its lock is held, and nobody waits for it
             self._table.leave(self.client)
@@ -383,6 +457,10 @@ class Attachment:
             f"cache {self.name!r} was closed in this process; open it again with "
             f"Cache({self.name!r})"
         )
+
+
+def _owner_word(mapping: Mapping) -> memoryview:
+    return memoryview(mapping)[OWNER : OWNER + 8].cast("Q")
 
 
 # ------------------------------------------------------------------------- interpreter exit

@@ -186,6 +186,7 @@ class ClientTable:
         self._words = memoryview(mapping)[start:end].cast("I")
         self._count = geometry.client_count
         self._path = path
+        self._look_at = 0  # where `dead` goes on
 
     def close(self) -> None:
         """Lets go of the mapping.  Idempotent."""
@@ -238,6 +239,24 @@ class ClientTable:
         A member's with the gate held, which orders it with the question who is left.
         """
         self._words[client * _CLIENT_WORDS + _IN_USE] = 0
+
+    def dead(self, limit: int) -> list[int]:
+        """Which of the next `limit` slots in use are those of processes that have died.
+
+        Goes on where the last call stopped, and begins anew after the last slot.  A hint without
+        the gate: see `reap`.  Costs a system call for each slot looked at.
+        """
+        in_use = self._words[_IN_USE::_CLIENT_WORDS].tolist()
+        used = [c for c, used in enumerate(in_use) if used and c >= self._look_at][:limit]
+        self._look_at = used[-1] + 1 if len(used) == limit else 0
+        return [client for client, alive in zip(used, self._alive(used), strict=True) if not alive]
+
+    def reap(self, clients: list[int]) -> int:
+        """Marks those of `clients` that are dead as free; returns how many.  Gate held."""
+        alive = self._alive(clients)
+        for client in (client for client, lives in zip(clients, alive, strict=True) if not lives):
+            self._words[client * _CLIENT_WORDS + _IN_USE] = 0
+        return alive.count(False)
 
     def living(self) -> int:
         """How many processes are attached and alive, observers left out.

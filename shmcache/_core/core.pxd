@@ -109,6 +109,10 @@ cdef extern from "core.h" nogil:
     ctypedef struct shm_claim:
         uint64_t me, deadline, dead, unfit, version
 
+    ctypedef struct shm_lease_seen:
+        uint64_t holder, version
+        uint32_t slot
+
     ctypedef struct shm_finding:
         uint32_t invariant, slot
         uint64_t expected, found
@@ -205,9 +209,14 @@ cdef extern from "core.h" nogil:
     int shm_lease_take(shm_op *op, const shm_key *key, shm_claim *claim)
     int shm_lease_release(shm_op *op, const shm_key *key, uint64_t version)
     int shm_lease_find(const shm_view *v, const shm_key *key, uint64_t *holder, uint64_t *version)
+    uint32_t shm_leases_see(const shm_view *v, uint32_t shard, uint32_t *at, uint32_t slots,
+                            shm_lease_seen *out, uint32_t most)
+    cbool shm_lease_drop(shm_op *op, const shm_lease_seen *seen)
     cbool shm_wake_due(shm_shard *sh)
     uint32_t shm_clear_slots(shm_op *op, uint32_t first, uint32_t n)
     uint32_t shm_sweep(shm_op *op, uint32_t slots)
+    cbool shm_sweep_worth(const shm_op *op)
+    uint32_t shm_sweep_slice(shm_op *op, uint32_t slots, cbool *done)
     void shm_verify_shard(shm_op *op, shm_findings *out)
     void shm_rings_init(shm_rings_view *v, uint8_t *base, const shm_superblock *sb)
     uint64_t *shm_rings_holder(const shm_rings_view *v)

@@ -445,6 +445,83 @@ static void one_at_a_time_has_the_lease(void)
     seg_free(&s);
 }
 
+static void leases_are_seen_without_a_lock_and_dropped_by_version(void)
+{
+    shm_lease_seen seen[4], old;
+    uint64_t dead = 3ull << SHM_L_CLIENT_SHIFT | 7;
+    shm_claim claim = {.me = dead};
+    uint32_t at = 0, n = 0, calls = 0, wake;
+    tkey t;
+    MAKE(K, .buckets = 64, .main_units = 4000);
+    for (uint64_t i = 1; i <= 6; i++) {
+        CHECK_EQ(set(100 + i, 60, 0, 0), SHM_HIT); /* not to be mistaken for leases */
+        make_key(v, &t, i, 16);
+        CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &claim)), SHM_MISS);
+    }
+    wake = sh->wake;
+    while (at < v->slot_count) { /* no more slots, and no more leases at once, than asked for */
+        uint32_t before = at, found = shm_leases_see(v, 0, &at, 64, seen, 4);
+        CHECK(found <= 4 && at > before && at - before <= 64);
+        for (uint32_t i = 0; i < found; i++)
+            CHECK(seen[i].holder == dead && seen[i].slot >= before && seen[i].slot < at);
+        n += found;
+        calls++;
+    }
+    CHECK_EQ(n, 6);
+    CHECK(calls >= v->slot_count / 64);
+
+    at = 0;
+    CHECK_EQ(shm_leases_see(v, 0, &at, v->slot_count, seen, 4), 4);
+    old = seen[0];
+    seen[0].version--; /* another lease of the same holder, once */
+    seen[1].holder++;
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_drop(op, &seen[0])), false);
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_drop(op, &seen[1])), false);
+    seen[2].slot = v->slot_count;
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_drop(op, &seen[2])), false);
+    CHECK_EQ(sh->counts.leases, 6);
+    CHECK_EQ(sh->wake, wake);
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_drop(op, &old)), true);
+    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_drop(op, &old)), false); /* it is gone */
+    CHECK_EQ(sh->counts.leases, 5);
+    CHECK(shm_wake_due(sh) && sh->wake != wake);
+    CHECK_EQ(seg_verify(v, "without one of the dead's leases"), 0);
+    seg_free(&s);
+}
+
+static void a_sweep_for_its_own_sake_ends(void)
+{
+    uint32_t cleared = 0, slices = 0;
+    bool done;
+    MAKE(K, .buckets = 64, .main_units = 4000);
+    for (uint64_t i = 1; i <= 100; i++) /* at 3000 half of them are gone */
+        CHECK_EQ(set(i, 60, shm_expiry_word(i % 2 ? 2900 + i : 3001 + i, 0), 2000), SHM_HIT);
+    CHECK_EQ(LOCKED(v, 0, 2900, (int)shm_sweep_slice(op, 64, &done)), 0);
+    CHECK(done); /* nothing has expired yet: not a slot was looked at */
+    CHECK_EQ(sh->sweep_slot, 0);
+    do {
+        cleared += (uint32_t)LOCKED(v, 0, 3000, (int)shm_sweep_slice(op, 60, &done));
+        slices++;
+        CHECK(done == (sh->sweep_slot == 0));
+    } while (!done);
+    CHECK_EQ(cleared, 50);
+    CHECK_EQ(slices, (v->slot_count + 59) / 60);
+    CHECK_EQ(sh->counts.entries, 50);
+    /* what expires right after a round waits: there would be no end to it */
+    CHECK_EQ(LOCKED(v, 0, 3500, (int)shm_sweep_slice(op, v->slot_count, &done)), 0);
+    CHECK(done);
+    CHECK_EQ(sh->counts.entries, 50);
+    CHECK_EQ(LOCKED(v, 0, 4000, (int)shm_sweep_slice(op, v->slot_count, &done)), 50);
+    CHECK(done);
+    CHECK_EQ(sh->min_expiry, ~0ull);
+    sh->sweep_slot = ~0u; /* flipped bytes */
+    CHECK_EQ(set(1, 60, shm_expiry_word(4001, 0), 4000), SHM_HIT);
+    CHECK_EQ(LOCKED(v, 0, 6000, (int)shm_sweep_slice(op, v->slot_count, &done)), 1);
+    CHECK(done);
+    CHECK_EQ(seg_verify(v, "swept in slices"), 0);
+    seg_free(&s);
+}
+
 static void leases_are_few(void)
 {
     shm_claim claim = {.me = 1ull << SHM_L_CLIENT_SHIFT | 1};
@@ -536,6 +613,8 @@ int main(void)
     RUN(touch_publishes_a_copy);
     RUN(leases_stay_until_the_key_is_written);
     RUN(one_at_a_time_has_the_lease);
+    RUN(leases_are_seen_without_a_lock_and_dropped_by_version);
+    RUN(a_sweep_for_its_own_sake_ends);
     RUN(leases_are_few);
     RUN(a_ghost_outlives_a_lease);
     RUN(a_segment_means_the_same_at_every_address);

@@ -113,6 +113,19 @@ def lease(cache: Cache) -> None:
     require(outcome == "taken", outcome)
 
 
+def lease_of_the_dead(cache: Cache) -> None:
+    pid = os.fork()
+    if pid == 0:
+        lease(cache)
+        os._exit(0)
+    require(os.waitpid(pid, 0)[1] == 0, "no lease taken")
+
+
+def sweep(cache: Cache) -> None:
+    while not _core.sweep_shard(cache, 0)[1]:
+        pass
+
+
 def initialise(cache: Cache) -> None:
     cache.get_or_init("victim", lambda: payload("victim", 500))
 
@@ -178,6 +191,11 @@ PATHS: dict[str, Path] = {
     "clear, evict": Path(lambda c: c.clear(), several(fill(0.7), set_new_keys), is_any, "evict"),
     "expire": Path(
         lambda c: c.expire(), fill(0.3, ttl=SHORT_S), lambda key: key.startswith("short")
+    ),
+    "sweep of an owner": Path(sweep, fill(0.3, ttl=SHORT_S), lambda key: key.startswith("short")),
+    "leases of the dead": Path(lambda c: _core.reap_leases(c, 0), lease_of_the_dead),
+    "recovery by an owner": Path(
+        lambda c: _core.recover_shard(c, 0), victim, first_death="slot_stored"
     ),
     "retain": Path(
         lambda c: c.retain(lambda key, _: not key.startswith("filler")),

@@ -15,6 +15,10 @@
  *
  * Leases are never evicted, expired or shown; they are few (shm_lease_most), so they cannot crowd
  * values out.  One that does not fit is refused with SHM_FULL: its caller then initialises alone.
+ *
+ * A dead one's lease on a key that nobody asks for again would stay for ever.  So an owner daemon
+ * looks through the index as a reader does, asks the kernel, and drops what it saw, by version
+ * (shm_leases_see, shm_lease_drop).
  */
 #ifndef SHMCACHE_LEASE_H
 #define SHMCACHE_LEASE_H
@@ -104,6 +108,56 @@ static int shm_lease_release(shm_op *op, const shm_key *key, uint64_t version)
         return SHM_MISS;
     shm_drop_lease(op, f.lease);
     return SHM_HIT;
+}
+
+typedef struct shm_lease_seen {
+    uint64_t holder;
+    uint64_t version;
+    uint32_t slot;
+} shm_lease_seen;
+
+/* The leases among `slots` slots of a shard from *at on, `most` at most.  Takes no lock: whoever
+ * asks for their holders afterwards holds nothing.  *at: where to go on; slot_count: all were
+ * looked at. */
+static uint32_t shm_leases_see(const shm_view *v, uint32_t shard, uint32_t *at, uint32_t slots,
+                               shm_lease_seen *out, uint32_t most)
+{
+    uint32_t n = 0;
+
+    for (; *at < v->slot_count && slots && n < most; slots--, (*at)++) {
+        for (uint32_t tries = SHM_READ_TRIES; tries; tries--) {
+            shm_lease lease = {0, 0};
+            shm_hit hit;
+            if (shm_slot_entry(v, shard, *at, &hit) != SHM_HIT)
+                break;
+            if ((hit.key_kind & SHM_K_LEASE) && hit.value_kind == SHM_V_LEASE &&
+                hit.value_len == sizeof lease)
+                shm_bytes_copy(&lease, hit.value, sizeof lease);
+            if (!shm_hit_valid(v, &hit))
+                continue; /* what was read is no entry */
+            if (hit.key_kind & SHM_K_LEASE) {
+                out[n].holder = lease.holder; /* 0: its bytes say nothing */
+                out[n].version = hit.version;
+                out[n++].slot = *at;
+            }
+            break;
+        }
+    }
+    return n;
+}
+
+/* Drop a lease that was seen, if it is still the same one. */
+static bool shm_lease_drop(shm_op *op, const shm_lease_seen *seen)
+{
+    shm_lease lease;
+    shm_hit hit;
+
+    if (seen->slot >= op->v->slot_count || !shm_lease_read(op, seen->slot, &hit, &lease) ||
+        !(hit.key_kind & SHM_K_LEASE) || hit.version != seen->version ||
+        lease.holder != seen->holder)
+        return false;
+    shm_drop_lease(op, seen->slot);
+    return true;
 }
 
 /* The holder of a shard is about to let go of it: has it to wake who waits for leases? */

@@ -329,6 +329,29 @@ static inline uint32_t shm_sweep(shm_op *op, uint32_t slots)
     return cleared;
 }
 
+/* Is a sweep worth its while where nobody needs the room?  Not again right after a round: in a
+ * cache in which a little expires all the time there would be no end to it. */
+static inline bool shm_sweep_worth(const shm_op *op)
+{
+    return shm_sweep_due(op) && (RD(&op->sh->sweep_slot) != 0 ||
+                                 op->now_ms - RD(&op->sh->swept_ms) >= SHM_SWEEP_AGAIN_MS);
+}
+
+/* A slice of a sweep for its own sake: up to `slots` slots, and no further than the round's end.
+ * Returns how many entries were cleared; *done: nothing more is worth looking for now. */
+static inline uint32_t shm_sweep_slice(shm_op *op, uint32_t slots, bool *done)
+{
+    uint32_t at = RD(&op->sh->sweep_slot), left, cleared;
+
+    *done = !shm_sweep_worth(op);
+    if (*done)
+        return 0;
+    left = op->v->slot_count - (at < op->v->slot_count ? at : 0);
+    cleared = shm_sweep(op, slots < left ? slots : left);
+    *done = slots >= left;
+    return cleared;
+}
+
 /* One whole round from the first slot: afterwards nothing expired is left in the shard. */
 static inline uint32_t shm_sweep_round(shm_op *op)
 {

@@ -242,15 +242,13 @@ class Owner:
     def _visit(self, shard: int) -> tuple[int, int, bool]:
         """Does one slice of everything in a shard: entries swept, leases dropped, taken over."""
         cache = self.cache
-        recovered = False
         holder = _core.shard_holder(cache, shard)
-        if holder is not None:
-            recovered = _core.recover_shard(cache, shard)
-            if not recovered and self._is_stuck(shard, holder):
-                return 0, 0, False
-        else:
+        recovered = holder is not None and _core.recover_shard(cache, shard)
+        if holder is None or recovered:
             self._held.pop(shard, None)
             self._blocked.pop(shard, None)
+        elif self._is_stuck(shard, holder):
+            return 0, 0, False
         swept = dropped = 0
         try:
             swept, done = _core.sweep_shard(cache, shard)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
-from shmcache import errors
+from shmcache import _core
 from shmcache.keys import Key
 from shmcache.namespace import Namespace
 from shmcache.operations import Ttl
@@ -27,7 +28,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-_MISS: Final[Any] = object()
 _PLAIN: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -75,38 +75,62 @@ class Memoized(Protocol[P, R_co]):
         ...
 
 
-class _Keys(Generic[P]):
+class _Keys:
     """Makes the key of a call: the argument itself where the function takes a single plain one,
-    else the tuple of all arguments, defaults filled in, keyword arguments by name."""
+    else the tuple of all arguments, defaults filled in, keyword arguments by name.
 
-    def __init__(self, fn: Callable[P, Any], key: Callable[..., Key] | None) -> None:
+    The binding does the same by itself for most calls (`_core/memoized.pxi`, told by `layout`);
+    this says what is meant, and does the rest.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
-        self.made_by = key
         self.signature = inspect.signature(fn)
-        parameters = self.signature.parameters.values()
-        self.plain = all(parameter.kind in _PLAIN for parameter in parameters)
-        self.count = len(parameters)
+        self.kinds = [parameter.kind for parameter in self.signature.parameters.values()]
+        self.single = len(self.kinds) == 1 and self.kinds[0] in _PLAIN
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Key:
-        if self.made_by is not None:
-            return self.made_by(*args, **kwargs)
-        if self.plain and not kwargs and len(args) == self.count:
-            return args[0] if self.count == 1 else args  # type: ignore[return-value]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The key of a call; TypeError if it does not fit the signature."""
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         parts: list[Any] = []
-        for name, value in bound.arguments.items():
-            if self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+        for value, kind in zip(bound.arguments.values(), self.kinds, strict=True):
+            if kind is inspect.Parameter.VAR_KEYWORD:
                 parts.append(tuple(sorted(value.items())))
             else:
                 parts.append(value)
-        return parts[0] if self.plain and self.count == 1 else tuple(parts)
+        return parts[0] if self.single else tuple(parts)
+
+    def layout(self, make: object) -> tuple[Any, ...]:
+        """What the binding needs to make the same keys, `make` being what it asks where it cannot
+        (and the mark of "no default"): names, positional, positional_only, defaults, single."""
+        if make is not self or not {*self.kinds} <= {*_PLAIN, inspect.Parameter.KEYWORD_ONLY}:
+            return None, 0, 0, (), False
+        parameters = self.signature.parameters
+        defaults = (parameter.default for parameter in parameters.values())
+        return (
+            tuple(map(sys.intern, parameters)),
+            sum(kind in _PLAIN for kind in self.kinds),
+            self.kinds.count(inspect.Parameter.POSITIONAL_ONLY),
+            tuple(make if default is inspect.Parameter.empty else default for default in defaults),
+            self.single,
+        )
 
     def refuse(self, error: TypeError) -> TypeError:
+        """The TypeError of a call whose key was none."""
         return TypeError(
             f"an argument of {self.fn.__qualname__} is no key ({error}): pass key= to memoize, "
             "which is called with the same arguments and returns a key"
         )
+
+
+class _Pending:
+    """The result of an async function that is not there yet: a coroutine of its own."""
+
+    __slots__ = ("result",)
+
+    def __init__(self, result: Coroutine[Any, Any, Any]) -> None:
+        self.result = result
 
 
 def _name(fn: Callable[..., Any], version: object) -> str:
@@ -130,82 +154,47 @@ def memoize(
 ) -> Memoized[P, R]:
     """Wrap `fn`; see `Cache.memoize`."""
     space = namespace_of(_name(fn, version))
-    make: Any = _Keys(fn, key)
-    look_up = space.get
-    own = key is None and make.plain and make.count == 1  # the argument is the key
-    misses = calls = 0
+    keys = _Keys(fn)
+    make: Any = keys if key is None else key
+    start: Any = fn
 
-    def kept(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """(the key, its value or _MISS)."""
-        nonlocal calls, misses
-        calls += 1
-        wanted = args[0] if own and len(args) == 1 and not kwargs else make(*args, **kwargs)
-        try:
-            value = look_up(wanted, _MISS)
-        except errors.DecodeError:
-            value = _MISS
-        except TypeError as error:
-            raise make.refuse(error) from None
-        if value is _MISS:
-            misses += 1
-        return wanted, value
+    def compute(wanted: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return space._initialise(
+            wanted, partial(fn, *args, **kwargs), ttl, timeout, stale, negative_ttl
+        )
 
-    arguments: dict[str, Any] = {
-        "ttl": ttl,
-        "timeout": timeout,
-        "stale": stale,
-        "negative_ttl": negative_ttl,
-    }
-    wrapper: Any
-    if inspect.iscoroutinefunction(fn):
+    def defer(wanted: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _Pending(
+            space._ainitialise(
+                wanted, partial(start, *args, **kwargs), ttl, timeout, stale, negative_ttl
+            )
+        )
 
-        @functools.wraps(fn)
+    later = inspect.iscoroutinefunction(fn)
+    recall = _core.Memoized(
+        space, make, keys.refuse, defer if later else compute, *keys.layout(make)
+    )
+    wrapper: Any = recall
+    if later:
+
         async def wait(*args: Any, **kwargs: Any) -> Any:
-            wanted, value = kept(args, kwargs)
-            if value is not _MISS:
-                return value
-            return await space.aget_or_init(wanted, partial(fn, *args, **kwargs), **arguments)
+            value = recall(*args, **kwargs)
+            return await value.result if type(value) is _Pending else value
 
         wrapper = wait
-    else:
-
-        def ask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            wanted, value = kept(args, kwargs)
-            if value is not _MISS:
-                return value
-            return space.get_or_init(wanted, partial(fn, *args, **kwargs), **arguments)
-
-        if own:
-
-            @functools.wraps(fn)
-            def call(argument: Any = _MISS, /, *rest: Any, **named: Any) -> Any:
-                if rest or named or argument is _MISS:
-                    return ask((*(() if argument is _MISS else (argument,)), *rest), named)
-                try:  # in line: most hits need no second call
-                    value = look_up(argument, _MISS)
-                except (errors.DecodeError, TypeError):
-                    value = _MISS
-                if value is _MISS:
-                    return ask((argument,), named)
-                nonlocal calls
-                calls += 1
-                return value
-
-        else:
-
-            @functools.wraps(fn)
-            def call(*args: Any, **kwargs: Any) -> Any:
-                return ask(args, kwargs)
-
-        wrapper = call
+    functools.update_wrapper(wrapper, fn)
 
     def invalidate(*args: Any, **kwargs: Any) -> bool:
         """Forget the result of this call, in all processes. True if there was one."""
-        return space.delete(make(*args, **kwargs))
+        wanted = make(*args, **kwargs)
+        try:
+            return space.delete(wanted)
+        except TypeError as error:
+            raise keys.refuse(error) from None
 
     def cache_info() -> CacheInfo:
         """Hits and misses of this process; `currsize` walks the cache's index."""
-        return CacheInfo(calls - misses, misses, None, len(space))
+        return CacheInfo(recall.hits, recall.misses, None, len(space))
 
     wrapper.invalidate = invalidate
     wrapper.key = make

@@ -445,5 +445,16 @@ class Once(_core.Handle):
             value = MISS
         if value is not MISS:
             return value  # type: ignore[no-any-return]
-        call = _Call(self, key, ttl, timeout, stale, negative_ttl)
-        return await _ainitialise(call, factory)
+        return await self._ainitialise(key, factory, ttl, timeout, stale, negative_ttl)
+
+    async def _ainitialise(
+        self,
+        key: Key,
+        factory: Callable[[], Awaitable[T]],
+        ttl: Ttl,
+        timeout: float,
+        stale: float,
+        negative_ttl: Ttl,
+    ) -> T:
+        """aget_or_init where the key is missing."""
+        return await _ainitialise(_Call(self, key, ttl, timeout, stale, negative_ttl), factory)

@@ -78,6 +78,23 @@ class Handle(Reads):
     def set_many(self, mapping: Mapping[_K, Any], ttl: _Ttl = None) -> None: ...
     def delete_many(self, keys: Iterable[Key]) -> int: ...
 
+class Memoized:
+    hits: int
+    misses: int
+    def __init__(
+        self,
+        space: Handle,
+        make: Callable[..., Any],
+        refuse: Callable[[TypeError], TypeError],
+        miss: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any],
+        names: tuple[str, ...] | None,
+        positional: int,
+        positional_only: int,
+        defaults: tuple[Any, ...],
+        single: bool,
+    ) -> None: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
 class Ring:
     name: str
     def __init__(self, handle: Attached, name: str, capacity: int) -> None: ...

@@ -65,9 +65,25 @@ cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
     object PyObject_CallOneArg(object f, object arg)
     object PyObject_Vectorcall(object f, PyObject *const *args, size_t n, object names)
+    object PyObject_VectorcallNamed "PyObject_Vectorcall"(object f, PyObject *const *args, size_t n,
+                                                          PyObject *names)
     PyObject *PyTuple_GET_ITEM(object t, Py_ssize_t i)
+    ctypedef struct PyTupleObject:
+        PyObject *ob_item[1]
+    Py_ssize_t PyTuple_GET_SIZE(object t)
+    tuple PyTuple_New(Py_ssize_t n)
+    void PyTuple_SET_ITEM(object t, Py_ssize_t i, object item)
     bint PyObject_CheckBuffer(object o)
     void Py_XDECREF(PyObject *o)
+    ctypedef PyObject *(*vectorcallfunc)(PyObject *, PyObject *const *, size_t, PyObject *)
+    Py_ssize_t PyVectorcall_NARGS(size_t nargsf)
+    object PyVectorcall_Call(object callable, PyObject *arguments, PyObject *keywords)
+    object PyMethod_New(object function, object instance)
+    ctypedef struct PyTypeObject:
+        Py_ssize_t tp_vectorcall_offset
+        unsigned long tp_flags
+    const unsigned long Py_TPFLAGS_HAVE_VECTORCALL, Py_TPFLAGS_METHOD_DESCRIPTOR
+    void PyType_Modified(PyTypeObject *kind)
 
 shm_choose_clock()
 
@@ -83,6 +99,7 @@ include "ring.pxi"
 include "batches.pxi"
 include "handle.pxi"
 include "lease.pxi"
+include "memoized.pxi"
 include "cursor.pxi"
 include "swap.pxi"
 include "token.pxi"

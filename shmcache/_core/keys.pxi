@@ -7,7 +7,20 @@ cdef enum:
 cdef struct CKey:
     shm_key k
     uint64_t epoch         # of the namespace, 0: it has none yet
-    uint8_t own[KEY_ROOM]  # content that has no object of its own: ints, namespaced keys
+    uint8_t own[KEY_ROOM]  # content without an object: numbers, tuples, namespaced keys
+
+
+include "key_tuples.pxi"
+
+
+cdef object _encode_arguments(Attached h, PyObject *const *elements, Py_ssize_t n, CKey *out):
+    """`_encode_key` of the tuple of these elements, which is not made."""
+    cdef object keep = _encode_tuple(elements, n, out)
+    h.again()
+    if h.levels:
+        keep = _add_namespace(h, None, out, keep)
+    out.k.hash = shm_key_hash(h.view.seed, out.k.kind, out.k.data, out.k.len)
+    return keep
 
 
 cdef object _encode_key(Attached h, object key, CKey *out):
@@ -18,6 +31,7 @@ cdef object _encode_key(Attached h, object key, CKey *out):
     """
     cdef Py_ssize_t n = 0
     cdef long long number
+    cdef uint64_t bits
     cdef int overflow = 0
     cdef object kind
     cdef object keep = key
@@ -44,6 +58,21 @@ cdef object _encode_key(Attached h, object key, CKey *out):
         memcpy(out.own, &number, 8)
         out.k.data = out.own
         n = 8
+    elif type(key) is tuple:
+        keep = _encode_tuple((<PyTupleObject *>key).ob_item, PyTuple_GET_SIZE(key), out)
+        h.again()
+        n = out.k.len
+    elif type(key) is float:
+        bits = _float_bits(key)
+        memcpy(out.own, &bits, 8)
+        out.k.kind = SHM_K_FLOAT
+        out.k.data = out.own
+        n = 8
+    elif key is None or type(key) is bool:
+        out.own[0] = key is True
+        out.k.kind = SHM_K_NONE if key is None else SHM_K_BOOL
+        out.k.data = out.own
+        n = 0 if key is None else 1
     else:
         kind, keep = _keys.encode(key)
         h.again()

@@ -148,6 +148,11 @@ cdef int _local_forget(Attached h, object name) except -1:
 
 cdef object _local_name(object key):
     """What a key is called in a table: of equal names only one key can be meant."""
+    cdef CKey k
+    cdef object keep
     if type(key) is bytes:
         return SHM_K_BYTES, key
+    if type(key) is tuple:
+        keep = _encode_tuple((<PyTupleObject *>key).ob_item, PyTuple_GET_SIZE(key), &k)
+        return SHM_K_TUPLE, _content(&k.k)
     return _keys.encode(key)

@@ -6,14 +6,16 @@ import contextlib
 import enum
 import math
 import struct
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.names import unique_name
 
-from shmcache import _core, keys
+from shmcache import Cache, _core, keys
 from shmcache.errors import DecodeError, KeyTooLarge
 from shmcache.keys import Key, decode, encode, encode_prefix
 from shmcache.limits import KEY_DEPTH_MAX, KEY_MAX, KEY_MAX_INT, KEY_MIN_INT
@@ -282,3 +284,65 @@ def test_bytes_cannot_ask_for_any_depth() -> None:
         content = b"\x08" + struct.pack("<H", len(content)) + content
     with pytest.raises(DecodeError, match="nested"):
         decode(keys.KIND_TUPLE, content)
+
+
+class OddNumber(int):
+    pass
+
+
+ODD = st.one_of(
+    st.sampled_from([Colour.RED, Number.SEVEN, Place("a", 1), OddTuple([1, "a"]), OddNumber(5)]),
+    st.sampled_from([math.nan, -math.nan, -0.0, math.inf, "\ud800", "", b"", UUID(int=1 << 127)]),
+    st.sampled_from(["x" * 180, "x" * 300, "\u00e9" * 100, b"y" * 4_090, "z" * 5_000]),
+    SCALARS,
+)
+ODD_KEYS = st.recursive(ODD, lambda inner: st.lists(inner, max_size=5).map(tuple), max_leaves=20)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Cache]:
+    """One cache for many examples."""
+    with Cache(unique_name(), size="1MiB", create=True) as cache:
+        yield cache
+
+
+@given(ODD_KEYS)
+@example((nested(KEY_DEPTH_MAX - 1),))
+@example(("x" * 186,))
+@example(("x" * 189,))
+@example(("x" * 190,))
+@example(("x" * 4_093,))
+@example(("x" * 4_094,))
+@example(("x" * 65_532,))
+@example((True, 1, 1.0, "1", b"1", None, (None,)))
+def test_the_binding_makes_the_same_bytes(shared: Cache, key: Key) -> None:
+    """What it puts together by itself is what `encode` makes, in a namespace and out of one."""
+    wanted = encode(key)
+    assert _core.key_content(shared, key) == wanted
+    if len(wanted[1]) <= KEY_MAX - 13:  # the path takes 5 bytes, the epoch 8
+        kind, content = _core.key_content(shared.namespace("n"), key)
+        assert (kind & 0x0F, content[13:]) == wanted
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        (KEY_MAX_INT + 1,),
+        ("a", [1]),
+        ("a", ({},)),
+        (object(),),
+        ("a" * KEY_MAX,),
+        ("\u00e9" * KEY_MAX,),
+        (None,) * (KEY_MAX + 1),
+        nested(KEY_DEPTH_MAX + 1),
+        (1, nested(KEY_DEPTH_MAX)),
+    ],
+    ids=lambda key: repr(key)[:20],
+)
+def test_the_binding_refuses_what_encode_refuses(shared: Cache, key: Any) -> None:
+    with pytest.raises((TypeError, OverflowError, KeyTooLarge)) as wanted:
+        encode(key)
+    with pytest.raises(wanted.type) as caught:
+        shared.get(key)
+    assert str(caught.value) == str(wanted.value)
+    assert key not in shared

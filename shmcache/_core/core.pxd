@@ -203,8 +203,8 @@ cdef extern from "core.h" nogil:
     void shm_op_begin(shm_op *op, const shm_view *v, uint32_t shard, uint64_t now_ms)
     int shm_store(shm_op *op, const shm_key *key, shm_put *put)
     int shm_remove(shm_op *op, const shm_key *key, uint64_t version)
-    int shm_incr(shm_op *op, const shm_key *key, int64_t delta, int64_t initial, shm_put *put,
-                 int64_t *result)
+    int shm_count_by(shm_op *op, const shm_key *key, int64_t delta, cbool down, int64_t initial,
+                     shm_put *put, int64_t *result)
     int shm_touch(shm_op *op, const shm_key *key, uint64_t expiry)
     int shm_lease_take(shm_op *op, const shm_key *key, shm_claim *claim)
     int shm_lease_release(shm_op *op, const shm_key *key, uint64_t version)

@@ -289,7 +289,7 @@ cdef class Handle(Reads):
         self.ready()
         keep = _encode_key_for_write(self, key, &k)
         try:
-            change = delta if sign > 0 else -delta
+            change = delta
             start = initial
         except OverflowError:
             raise OverflowError(
@@ -302,7 +302,7 @@ cdef class Handle(Reads):
         now = shm_now_ms()
         p.expiry = shm_expiry_word(now + ttl_ms, 0) if ttl_ms else 0
         shm_op_begin(&op, &self.view, shard, now)
-        r = shm_incr(&op, &k.k, change, start, &p, &result)
+        r = shm_count_by(&op, &k.k, change, sign < 0, start, &p, &result)
         self.release(shard)
         if r == SHM_HIT:
             return PyLong_FromLongLong(result)

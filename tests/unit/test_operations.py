@@ -309,11 +309,16 @@ def test_incr_stays_within_64_bits(cache: Cache, limit: int) -> None:
     assert "absent" not in cache
 
 
-def test_decr_by_the_lowest_int_overflows_cleanly(cache: Cache) -> None:
+def test_decr_by_the_lowest_int_overflows_only_where_the_result_does(cache: Cache) -> None:
     cache["n"] = 0
     with pytest.raises(OverflowError):
         cache.decr("n", -(2**63))
     assert cache["n"] == 0
+    cache["n"] = -1
+    assert cache.decr("n", -(2**63)) == 2**63 - 1 == cache["n"]
+    assert cache.decr("new", -(2**63), initial=-(2**63)) == 0
+    with pytest.raises(OverflowError, match=f"subtracting {2**63} from"):
+        cache.decr("n", 2**63)
 
 
 @pytest.mark.parametrize("value", ["1", b"1", 1.0, True, False, None, [1]], ids=repr)

@@ -394,11 +394,11 @@ static int shm_remove(shm_op *op, const shm_key *key, uint64_t version)
     return SHM_HIT;
 }
 
-/* Add `delta` to a counter; where absent, store initial + delta with put->expiry.  put->value is
- * not looked at.  *result: the new value.  SHM_HIT, SHM_NOT_INT, SHM_OVERFLOW, SHM_FULL,
+/* Add `delta` to a counter, or take it off (`down`: the lowest int64_t has no negative); where
+ * absent, store initial +- delta with put->expiry.  put->value is not looked at.  *result: the new value.  SHM_HIT, SHM_NOT_INT, SHM_OVERFLOW, SHM_FULL,
  * SHM_CORRUPT. */
-static int shm_incr(shm_op *op, const shm_key *key, int64_t delta, int64_t initial, shm_put *put,
-                    int64_t *result)
+static int shm_count_by(shm_op *op, const shm_key *key, int64_t delta, bool down, int64_t initial,
+                        shm_put *put, int64_t *result)
 {
     shm_found f;
     int64_t old = initial;
@@ -413,7 +413,8 @@ static int shm_incr(shm_op *op, const shm_key *key, int64_t delta, int64_t initi
             return SHM_NOT_INT;
         shm_bytes_copy(&old, f.hit.value, 8);
     }
-    if (__builtin_add_overflow(old, delta, result))
+    if (down ? __builtin_sub_overflow(old, delta, result)
+             : __builtin_add_overflow(old, delta, result))
         return SHM_OVERFLOW;
     put->value = result;
     put->value_len = 8;
@@ -421,6 +422,13 @@ static int shm_incr(shm_op *op, const shm_key *key, int64_t delta, int64_t initi
     put->mode = SHM_PUT_SET;
     put->keep_expiry = true;
     return shm_store_found(op, key, &f, put);
+}
+
+/* shm_count_by, upwards. */
+static inline int shm_incr(shm_op *op, const shm_key *key, int64_t delta, int64_t initial,
+                           shm_put *put, int64_t *result)
+{
+    return shm_count_by(op, key, delta, false, initial, put, result);
 }
 
 /* Give a present key another expiry, by publishing a copy of its entry.  SHM_HIT, SHM_MISS,

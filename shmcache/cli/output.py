@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import TYPE_CHECKING, ParamSpec
 
 import click
-from rich.console import Console
 
 from shmcache.errors import ShmcacheError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 P = ParamSpec("P")
 
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console on what standard output (or error) is now, so that tests can capture it."""
+    from rich.console import Console  # a tenth of a second, for commands that draw
+
     return Console(stderr=stderr, highlight=False)
 
 
@@ -26,7 +30,9 @@ def failing_clearly(command: Callable[P, None]) -> Callable[P, None]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (ShmcacheError, OSError, ValueError) as error:
+        except BrokenPipeError:  # `| head` has seen enough: click ends without a word
+            raise
+        except (ShmcacheError, OSError, ValueError, OverflowError) as error:
             raise click.ClickException(str(error)) from error
 
     return wrapped

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from shmcache import trace as traces
 from shmcache.cli.output import console, duration_text, failing_clearly, size_text
+from shmcache.cli.params import TraceName
 from shmcache.readthrough import Latency
 from shmcache.replay import Progress, ReplayReport
 from shmcache.replay import replay as run_replay
@@ -24,7 +25,7 @@ LINE_SECONDS = 2.0
 
 
 @click.command()
-@click.argument("trace", default=traces.BUNDLED[0])
+@click.argument("trace", type=TraceName(), default=traces.BUNDLED[0])
 @click.option(
     "--workers",
     "-w",

@@ -30,7 +30,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("owner", "metrics", "snapshot", "doctor", "settings", "notify"),
-        *("trace", "replay", "readthrough"),
+        *("trace", "replay", "readthrough", "measure"),
     ),
     ("daemon", "exporter", "contrib", "recipes"),
     ("cli", "__main__"),

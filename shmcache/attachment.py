@@ -13,7 +13,7 @@ Life of an attachment
               of a segment that does not persist, the segment is marked dead and unlinked
 
 An observer's attachment is its handle's alone: it is not shared, the registry does not know it, and
-its end unlinks nothing, whoever else is there.
+its end unlinks nothing, whoever else is there (INV-OBSERVER).
 
 A call of another thread may be under way when the last handle is released, even inside a shard
 with the GIL released.  It keeps the `Mapping` alive, and the mapping keeps the lock that says
@@ -60,6 +60,7 @@ from shmcache.block import (
     store_word,
 )
 from shmcache.liveness import (
+    GATE_TIMEOUT_SECONDS,
     GENERATION_BITS,
     MEMBER,
     OBSERVER,
@@ -205,9 +206,8 @@ class Attachment:
         return load_word(mapping, OWNER_PID)
 
     def mark_owner(self) -> None:
-        """Enters this process as the cache's owner daemon: one at a time, and by its word alone.
-
-        Nothing depends on it but who may become the next one, and what `owner_pid` says.
+        """Enters this process as the cache's owner daemon: one living process at a time
+        (INV-OWNER).  Decides who may become the next one and what `owner_pid` says, nothing else.
 
         Raises `CacheExists` where a living process is the owner, this one included, and as
         `rejoin` does.  Waits for the gate.
@@ -238,9 +238,10 @@ class Attachment:
 
         Returns how many.  What they have counted stays in the totals.  Goes on where the last call
         stopped.  Attaching takes such a slot as well; freed ones make that, and the question who
-        is left, cheaper.  Waits for the gate only where there is something to free.
+        is left, cheaper.  Goes to the gate only where there is something to free, and never
+        waits there: where somebody else is at it, that is left for a later call.
 
-        Raises `CacheNotFound`, `CacheClosed`, `LockTimeout`.
+        Raises `CacheNotFound`, `CacheClosed`.
         """
         if self._mapping is None:
             self._refuse_closed()
@@ -250,8 +251,10 @@ class Attachment:
             dead = self._table.dead(limit)
             if not dead:
                 return 0
-            with self._gate():
+            with self._gate(timeout_seconds=0.0):
                 return self._table.reap(dead)
+        except errors.LockTimeout:
+            return 0
         except errors.ShmcacheError:
             raise
         except FileNotFoundError:
@@ -260,10 +263,10 @@ class Attachment:
             self._refuse_closed()
 
     @contextmanager
-    def _gate(self) -> Iterator[None]:
+    def _gate(self, timeout_seconds: float = GATE_TIMEOUT_SECONDS) -> Iterator[None]:
         """The gate of this very segment; `CacheNotFound` where the path names it no more."""
         try:
-            gate = close_gate(self.name, self.path)
+            gate = close_gate(self.name, self.path, timeout_seconds)
         except FileNotFoundError:
             self._refuse_gone()
         try:

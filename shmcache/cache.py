@@ -73,7 +73,8 @@ class Cache(Operations[Any]):
             shared memory on every get, and is shared within the process: treat it as immutable.
         slots: swap slots to reserve.
         slot_capacity: bytes that each of them can hold.
-        persist: keep the segment after its last handle has closed; None: no.
+        persist: keep the segment after its last handle has closed; None: only where an owner
+            daemon runs the cache.
         mode: permissions of everything created in shared memory, whatever the umask.
         group: name or id of the group that it is to belong to, and, for an attacher, whose
             segments it accepts besides its own and root's.

@@ -22,8 +22,8 @@ whoever waits for a shard that it holds, and gone for whoever asks who uses the 
 
 An observer is a client that only looks, or changes an entry by hand: it has a slot and a lock like
 any other, so that shards and leases that it holds are somebody's, but `living` and
-`anybody_living` leave it out.  So the last member out unlinks under it, and a segment that only
-observers have open counts as left behind.
+`anybody_living` leave it out (INV-OBSERVER).  So the last member out unlinks under it, and a
+segment that only observers have open counts as left behind.
 
 The gate.  One byte is held by whoever attaches, closes, unlinks or replaces, for some tens of
 microseconds, so that the last one out cannot unlink under a fresh attacher:

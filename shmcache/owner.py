@@ -14,8 +14,8 @@ when they trip over it:
     client slots of processes that died                      freed
 
 While it is stopped or dead nothing of that is lost, only later.  Its name in the superblock (an
-identity word, as in a shard's lock) decides one thing: who may become the next owner.  That word
-dies with its process, whatever ends it; the next owner adopts the segment as it is, warm.
+identity word, as in a shard's lock) decides one thing: who may become the next owner (INV-OWNER).
+That word dies with its process, whatever ends it; the next owner adopts the segment as it is, warm.
 
 `tend` never waits for a client.  A shard that somebody alive holds is passed by; one that the same
 acquisition holds at two calls is named in `Tended.blocked`: its holder is stopped or starved.
@@ -138,7 +138,8 @@ class Owner:
         Raises:
             CacheExists: a living process is the cache's owner already; the message has its pid.
             ValueError: the cache has another policy or codec; arguments that make no sense.
-            Whatever opening a `Cache` raises.  Nothing that was made is left behind then.
+            LockTimeout: a stopped process holds the cache's gate, or builds the cache.
+            Whatever else opening a `Cache` raises.  Nothing that was made is left behind then.
         """
         for argument in _CHOSEN_HERE:
             if argument in cache_arguments:
@@ -210,7 +211,7 @@ class Owner:
         a shard for about 100 us and a few hundred system calls.
 
         Raises `CacheNotFound` where the segment was unlinked or replaced (then `reopen`),
-        `CacheClosed` after `close`, `LockTimeout` where a stopped process holds the gate.
+        `CacheClosed` after `close`.
         """
         deadline = time.monotonic() + limits.check_timeout("budget_s", budget_s)
         attachment = self.cache._held

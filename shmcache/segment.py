@@ -22,7 +22,7 @@ warm: its entries are sound (a dead holder of a shard is recovered from at the n
 is unlinked by its last client like any other.
 
 An observer (`observe=True`) goes the same way up to the gate and through it, and takes what it
-finds or raises: it creates, replaces, adopts and unlinks nothing.
+finds or raises: it creates, replaces, adopts and unlinks nothing (INV-OBSERVER).
 """
 
 from __future__ import annotations

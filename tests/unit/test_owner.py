@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from support import segments
 from support.attachments import attach, leave
 from support.names import leftovers, segment_path
-from support.processes import poll_until
+from support.processes import Worker, poll_until
 
 from shmcache import (
     Cache,
@@ -27,7 +27,9 @@ from shmcache import (
     SlotTooLarge,
     _core,
 )
+from shmcache._linux import LockHold
 from shmcache.block import OWNER
+from shmcache.liveness import GATE_BYTE
 from shmcache.observer import observe
 from shmcache.owner import Owner, Tended
 
@@ -372,6 +374,18 @@ def test_a_busy_shard_is_no_blocked_one(owner: Owner) -> None:
         hold(owner.cache, 1, _core.identity(owner.cache))
         assert rounds(owner)[-1].blocked == ()
         hold(owner.cache, 1, 0)
+
+
+def test_a_closed_gate_makes_nobody_wait(owner: Owner, start: Callable[..., Worker]) -> None:
+    worker = start(lambda channel: (Cache(owner.cache.name), channel.send("in"), channel.recv()))
+    assert worker.recv() == "in"
+    gate = LockHold(str(segment_path(owner.cache.name)), GATE_BYTE)
+    began = time.monotonic()
+    worker.kill()
+    assert all(owner.tend(60.0).clients == 0 for _ in range(3))
+    assert time.monotonic() - began < 2
+    gate.release()
+    assert owner.tend(60.0).clients == 1
 
 
 def test_wrong_shards_are_refused(owner: Owner) -> None:

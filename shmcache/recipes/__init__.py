@@ -7,11 +7,18 @@ do.
 """
 
 from shmcache.recipes.pending import Pending, PendingEvents
+from shmcache.recipes.pool import PoolExhausted, Reservation, ResourcePool
+from shmcache.recipes.ports import PortPool, is_bindable
 from shmcache.recipes.tracker import ResourceExists, ResourceTracker
 
 __all__ = [
     "Pending",
     "PendingEvents",
+    "PoolExhausted",
+    "PortPool",
+    "Reservation",
     "ResourceExists",
+    "ResourcePool",
     "ResourceTracker",
+    "is_bindable",
 ]

@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from shmcache.errors import LockTimeout, WouldBlock
+from shmcache.errors import CacheFull, LockTimeout, WouldBlock
 from shmcache.namespace import Namespace
 from shmcache.recipes._state import damaged, logger, pack, step_back, unpack
 from shmcache.recipes._worker import Token, Worker
@@ -46,8 +46,21 @@ BUILD: Final = "build"  # the note of whoever builds the data from the entries
 _FIRST_PAUSE_S: Final = 20e-6  # about as long as the record is held
 _LONGEST_PAUSE_S: Final = 1e-3
 
+_RECORD_BYTES: Final = 160
+"""Records are padded to this, so that a note needs no room that the record has not got already:
+what frees room (remove, complete, give) is not to fail because there is none."""
+
 _serials = itertools.count(1)
 _under_way: set[int] = set()  # of this process's own changes; a child's token is another one
+
+
+def _pack(holder: list[int] | None, note: Any, data: Any) -> bytes:
+    record = [holder, note, data, b""]
+    packed = pack(record)
+    if len(packed) < _RECORD_BYTES:
+        record[3] = bytes(_RECORD_BYTES - len(packed))
+        packed = pack(record)
+    return packed
 
 
 class Guard:
@@ -124,18 +137,18 @@ class Guard:
         while True:
             seen = room.gets(key)
             if seen is None:
-                if room.add(key, pack([mine, BUILD, None])):
+                if room.add(key, _pack(mine, BUILD, None)):
                     self._leave(mine)
                 continue
             holder, note, data = self._parse(seen.value)
             if holder is None:
                 note = plan(data)
-                if note is None or room.cas(key, pack([mine, note, data]), seen.version):
+                if note is None or room.cas(key, _pack(mine, note, data), seen.version):
                     return note
                 lost += 1
                 step_back(lost)
             elif not self._is_alive(holder):
-                if room.cas(key, pack([mine, note, data]), seen.version):
+                if room.cas(key, _pack(mine, note, data), seen.version):
                     self._leave(mine)
             else:
                 now = time.monotonic()
@@ -157,16 +170,16 @@ class Guard:
                 if holder != mine:
                     return
                 after = self.build() if note == BUILD else self.settle(note, data)
-                if self.room.cas(self.key, pack([None, None, after]), seen.version):
+                if self.room.cas(self.key, _pack(None, None, after), seen.version):
                     return
-        except LockTimeout as error:
+        except (LockTimeout, CacheFull) as error:
             # The change itself went through; this process's next one here settles it.
             logger.warning("%r in cache %r: %s", self.room.prefix, self.room.name, error)
 
     def _parse(self, packed: Any) -> tuple[list[int] | None, Any, Any]:
         record = unpack(self.room, self.key, packed)
-        if isinstance(record, list) and len(record) == 3:
-            holder, note, data = record
+        if isinstance(record, list) and len(record) == 4:
+            holder, note, data, _ = record
             if holder is None:
                 return None, note, data
             if isinstance(holder, list) and [type(part) for part in holder] == [int] * 3:

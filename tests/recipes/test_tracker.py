@@ -126,6 +126,23 @@ def test_a_full_cache_refuses_and_keeps_count(open_cache: Callable[..., Cache]) 
     assert tracker.count() == number - 1
 
 
+def test_what_frees_room_needs_none(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache(policy="keep", size="1MiB")
+    tracker = ResourceTracker[bytes](cache, "t")
+    for number in range(50):
+        tracker.register(number, bytes(100))
+    for size in (5000, 500, 50, 1):
+        for number in range(30_000):
+            try:
+                cache[size, number] = bytes(size)
+            except CacheFull:
+                if number > 20_000 or size > 100:
+                    break
+    for number in range(50):
+        assert tracker.remove(number)
+    assert tracker.count() == 0
+
+
 def test_values_that_cannot_be_stored_leave_no_trace(tracker: ResourceTracker[Any]) -> None:
     with pytest.raises(TypeError):
         tracker.register("a", object())

@@ -71,8 +71,8 @@ def examine(
     found = _look(places, name)
     if found:
         time.sleep(settle_seconds)
-        seen = {(diagnosis.code, diagnosis.cache) for diagnosis in found}
-        found = [d for d in _look(places, name) if (d.code, d.cache) in seen]
+        before, found = found, _look(places, name)
+        found = [d for d in found if any(d.confirms(earlier) for earlier in before)]
     return sorted(found, key=lambda d: (_ORDER[d.severity], d.cache or "", d.code))
 
 

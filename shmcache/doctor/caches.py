@@ -162,6 +162,7 @@ def _examine_segment(
             f"they hold {size_text(mapping.size)} of shared memory that nobody can use",
             f"shmcache unlink {name}",
             "half-unlinked",
+            (str(mapping.inode),),
         )
         return
     if 0 < mapping.blocks * 512 < mapping.size:
@@ -185,6 +186,7 @@ def _examine_segment(
             f"restart its users once all have closed it, or shmcache unlink {name}: the next "
             "one to open it makes all of it anew",
             "missing-semaphores",
+            (str(mapping.inode),),
         )
     try:
         yield from _examine_users(superblock, mapping, path)
@@ -217,6 +219,7 @@ def _examine_users(superblock: Superblock, mapping: Mapping, path: str) -> Itera
             ),
             f"shmcache unlink {name}, if it is not needed any more; shmcache serve {name} owns it",
             "leftover",
+            (str(mapping.inode),),
         )
     elif owner is not None and not owner.alive:
         yield Diagnosis(
@@ -228,6 +231,7 @@ def _examine_users(superblock: Superblock, mapping: Mapping, path: str) -> Itera
             f"systemctl restart shmcache@{name}, or shmcache serve {name}: it adopts the cache as "
             "it is",
             "dead-owner",
+            (str(owner),),
         )
 
 
@@ -247,16 +251,18 @@ def _examine_building(files: Files) -> Iterator[Diagnosis]:
     try:
         if probe(str(files.building), [(GATE_BYTE, 1)])[2][0]:
             return
-        size = os.stat(files.building).st_blocks * 512
+        status = os.stat(files.building)
     except OSError:
         return
     yield Diagnosis(
         "warning",
         files.name,
         f"{files.building} was left by a process that died while it created cache {files.name!r}",
-        f"it holds {size_text(size)} of shared memory; the next one to create the cache removes it",
+        f"it holds {size_text(status.st_blocks * 512)} of shared memory; the next one "
+        "to create the cache removes it",
         f"rm {files.building}",
         "building-file",
+        (str(status.st_ino),),
     )
 
 
@@ -283,6 +289,7 @@ def _examine_orphans(files: Files, nonce: int | None) -> Iterator[Diagnosis]:
             "to create the cache removes them",
             f"rm {patterns}",
             "orphaned-semaphores",
+            tuple(f"{of:016x}" for of in nonces),
         )
 
 

@@ -26,6 +26,8 @@ class Diagnosis:
         why: what it does to whoever uses the cache.
         remedy: the command that mends it, or what to do where there is no single one.
         code: a short name of this kind of finding, the same in every version.
+        evidence: what it was seen on (a file's inode, a process on it, a nonce): two findings of
+            one code and cache with no evidence in common are of two segments.
     """
 
     severity: Severity
@@ -34,6 +36,12 @@ class Diagnosis:
     why: str
     remedy: str
     code: str
+    evidence: tuple[str, ...] = ()
+
+    def confirms(self, other: Diagnosis) -> bool:
+        """Whether this is, seen once more, what `other` was."""
+        same = (self.code, self.cache) == (other.code, other.cache)
+        return same and (self.evidence == () or not set(self.evidence).isdisjoint(other.evidence))
 
 
 @dataclass(frozen=True, slots=True)

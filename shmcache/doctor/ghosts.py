@@ -23,13 +23,21 @@ def examine_ghosts(
 
     inodes: of the published segment of each cache; a mapping of that very file is sound, also
     under the name that it was built under (which is always deleted: see creation.py).
+
+    What is mapped from another file system is another container's /dev/shm, and none of ours.
     """
+    try:
+        device = os.stat(places.shm).st_dev
+    except OSError:
+        return
+    mounted = f"{os.major(device):02x}:{os.minor(device):02x}"
     line = re.compile(
-        rf"\S+ \S+ \S+ \S+ (\d+) +{re.escape(str(places.shm))}/shmcache\.([\w.-]+)(?:~new)? "
+        rf"\S+ \S+ \S+ {mounted} (\d+) +{re.escape(str(places.shm))}/shmcache\.([\w.-]+)(?:~new)? "
         r"\(deleted\)",
         re.ASCII,
     )
     ghosts: dict[str, set[int]] = {}
+    evidence: dict[str, set[str]] = {}
     for entry in _processes(places):
         try:
             text = (places.proc / entry / "maps").read_text(errors="replace")
@@ -38,6 +46,7 @@ def examine_ghosts(
         for inode, cache in set(line.findall(text)):
             if name in (None, cache) and inodes.get(cache) != int(inode):
                 ghosts.setdefault(cache, set()).add(int(entry))
+                evidence.setdefault(cache, set()).add(f"{entry} on {inode}")
     for cache, pids in sorted(ghosts.items()):
         replaced = inodes.get(cache) is not None
         shown = ", ".join(str(pid) for pid in sorted(pids)[:_SHOWN])
@@ -53,6 +62,7 @@ def examine_ghosts(
             "restart them, or let them call cache.reopen() (the integrations do); what removed it "
             "was an unlink, an rm, or logind's RemoveIPC",
             "replaced-segment" if replaced else "vanished-segment",
+            tuple(sorted(evidence[cache])),
         )
 
 

@@ -80,6 +80,7 @@ def examine_holders(
     """Find locks whose holder is dead, or stopped."""
     name = superblock.name
     dead: list[str] = []
+    words: list[str] = []
     stopped: dict[int, list[str]] = {}
     for what, offset in _locks(superblock):
         word = load_long(mapping, offset)
@@ -89,6 +90,7 @@ def examine_holders(
             continue  # it was let go of meanwhile: whoever held it was well
         if not client.alive:
             dead.append(f"{what} by {client}")
+            words.append(f"{what} {word & _IDENTITY:#x}")
         elif client.pid and _is_stopped(places, client.pid):
             stopped.setdefault(client.pid, []).append(what)
     if dead:
@@ -100,6 +102,7 @@ def examine_holders(
             "milliseconds; until then what it was about to change may hold memory or a lease back",
             f"shmcache verify {name} (it takes every shard, and so repairs it now)",
             "dead-holder",
+            tuple(words),
         )
     for pid, held in stopped.items():
         yield Diagnosis(

@@ -19,6 +19,7 @@ __all__ = [
     "examine_huge_pages",
     "examine_logind",
     "examine_memory_limit",
+    "examine_room",
     "examine_shared_memory",
     "size_text",
 ]
@@ -58,10 +59,11 @@ def examine_shared_memory(places: Places) -> Iterator[Diagnosis]:
             "shm-missing",
         )
         return
-    yield from _examine_room(places, room)
+    yield from examine_room(places, room)
 
 
-def _examine_room(places: Places, room: os.statvfs_result) -> Iterator[Diagnosis]:
+def examine_room(places: Places, room: os.statvfs_result) -> Iterator[Diagnosis]:
+    """Look at what statvfs says of shared memory; a tmpfs without a limit has 0 blocks in all."""
     total, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
     larger = (
         "in a container: docker run --shm-size=1g, or a Kubernetes emptyDir with medium: Memory "
@@ -76,7 +78,7 @@ def _examine_room(places: Places, room: os.statvfs_result) -> Iterator[Diagnosis
             f"mount -o remount,rw {places.shm}",
             "shm-read-only",
         )
-    if total and (free < MIN_SIZE_BYTES or free < _FULL_SHARE * total):
+    if total > 0 and (free < MIN_SIZE_BYTES or free < _FULL_SHARE * total):
         yield Diagnosis(
             "error" if free < MIN_SIZE_BYTES else "warning",
             None,

@@ -84,9 +84,12 @@ def measure(
     Makes a cache of 8 MiB under a name of its own, and unlinks it. Raises OutOfSharedMemory where
     /dev/shm has no room for that, RuntimeError where a cache does not hold what was stored.
     """
-    name = f"bench-{os.getpid()}-{secrets.token_hex(4)}"
-    with Cache(name, create=True, size="8MiB", persist=False) as cache:
+    with Cache(_own_name(), create=True, size="8MiB", persist=False) as cache:
         return _measure(cache, seconds, on_progress)
+
+
+def _own_name() -> str:
+    return f"bench-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _measure(cache: Cache, seconds: float, on_progress: Callable[[float], None] | None) -> Measured:

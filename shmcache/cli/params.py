@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -74,13 +73,12 @@ class TraceName(TextType):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return the traces that ship with shmcache, and let the shell add files."""
+        """Return the traces that ship with shmcache, and let the shell add files (bash: where no
+        trace begins so; what comes after a request for files would be lost there)."""
         from shmcache.trace import BUNDLED
 
         bundled = [CompletionItem(name) for name in BUNDLED if name.startswith(incomplete)]
-        if bundled and not (incomplete and list(Path().glob(f"{incomplete}*"))):
-            return bundled
-        return [*bundled, CompletionItem(incomplete, type="file")]
+        return [CompletionItem(incomplete, type="file"), *bundled]
 
 
 cache_argument = click.argument("name", type=CacheName())

@@ -128,6 +128,7 @@ cdef extern from "core.h" nogil:
 
     ctypedef struct shm_record:
         uint64_t seal
+        char name[64]
 
     ctypedef struct shm_swap:
         uint64_t word, holder, directory, recoveries
@@ -181,6 +182,7 @@ cdef extern from "core.h" nogil:
     int shm_epoch_find(const shm_view *v, const shm_key *key, shm_hit *hit, uint64_t *epoch)
     shm_key shm_epoch_key(const shm_view *v, uint8_t *room, const uint8_t *path, uint32_t n,
                           uint64_t above)
+    int shm_epoch_of_path(const shm_view *v, const uint8_t *path, uint32_t n, uint64_t *epoch)
     void shm_invalidated(const shm_view *v)
     cbool shm_sweep_due(const shm_op *op)
     cbool shm_hit_valid(const shm_view *v, const shm_hit *hit)

@@ -347,16 +347,12 @@ cdef class Handle(Reads):
         """Give each level of the namespace that has no epoch one, at random.  Where processes
         draw at once, one wins.  Blocks and raises as `set`."""
         cdef uint8_t room[SHM_MAX_PATH + 10]
-        cdef uint64_t above = 0, epoch = 0, fresh
+        cdef uint64_t above = 0, epoch = 0
         cdef shm_key key
-        cdef shm_put p
-        cdef shm_op op
         cdef shm_hit hit
-        cdef uint32_t shard
         cdef object path = self.path
         cdef int i = 0, r
         while i < self.levels:
-            fresh = int.from_bytes(_os.urandom(8), "little") | 1
             self.ready()
             key = shm_epoch_key(&self.view, room, <const uint8_t *>PyBytes_AS_STRING(path) + 2,
                                 self.level[i].end, above)
@@ -365,20 +361,34 @@ cdef class Handle(Reads):
                 above = epoch
                 i += 1
                 continue
-            memset(&p, 0, sizeof(p))
-            p.value = &fresh
-            p.value_len = 8
-            p.value_kind = SHM_V_INT
-            p.mode = SHM_PUT_ADD if r == SHM_MISS else SHM_PUT_SET  # SET: its bytes were damaged
-            shard = shm_shard_of(&self.view, key.hash)
-            self.acquire(shard, self.timeout_s)
-            shm_op_begin(&op, &self.view, shard, shm_now_ms())
-            r = shm_store(&op, &key, &p)
-            self.release(shard)
-            if r == SHM_FULL:
-                raise self.full(shard, path)
-            if r == SHM_CORRUPT:
-                raise self.corrupt("INV-LOG-CHAIN", "a log or the index cannot be walked", &key)
+            self.store_epoch(&key, r)
+
+    @cython.final
+    cdef int store_epoch(self, shm_key *key, int found) except -1:
+        """Store an epoch drawn at random, unless somebody else was quicker.  `found` is what
+        shm_epoch_find said: SHM_HIT of an epoch whose bytes were damaged replaces it."""
+        cdef shm_put p
+        cdef shm_op op
+        cdef uint32_t shard
+        cdef uint64_t fresh = int.from_bytes(_os.urandom(8), "little") | 1
+        cdef int r
+        self.ready()
+        key.hash = shm_key_hash(self.view.seed, key.kind, key.data, key.len)
+        memset(&p, 0, sizeof(p))
+        p.value = &fresh
+        p.value_len = 8
+        p.value_kind = SHM_V_INT
+        p.mode = SHM_PUT_ADD if found == SHM_MISS else SHM_PUT_SET
+        shard = shm_shard_of(&self.view, key.hash)
+        self.acquire(shard, self.timeout_s)
+        shm_op_begin(&op, &self.view, shard, shm_now_ms())
+        r = shm_store(&op, key, &p)
+        self.release(shard)
+        if r == SHM_FULL:
+            raise self.full(shard, self.path)
+        if r == SHM_CORRUPT:
+            raise self.corrupt("INV-LOG-CHAIN", "a log or the index cannot be walked", key)
+        return 0
 
     def _drop_epoch(self):
         """Remove the epoch of the innermost level: whoever writes next draws another, and what

@@ -211,19 +211,25 @@ cdef class Swap:
 
     def _store(self, value, expected=-1):
         """The new version; 0 if `expected` (unless it is -1) is not the current one."""
+        cdef CValue v
+        cdef object keep
+        cdef uint64_t wanted = SHM_SWAP_ANY if expected == -1 else expected
+        self.handle.ready()
+        keep = _encode_value(self.handle, value, &v)
+        return self.store_encoded(&v, wanted)
+
+    @cython.final
+    cdef object store_encoded(self, CValue *v, uint64_t wanted):
+        """`_store` of a value that is encoded; the caller keeps its bytes."""
         cdef Attached h = self.handle
         cdef SwapState s = self.state
-        cdef CValue v
-        cdef object keep, mapping
+        cdef object mapping
         cdef uint64_t digest, version = 0, waited_ns = 0
-        cdef uint64_t wanted = SHM_SWAP_ANY if expected == -1 else expected
         cdef uint64_t offset
         cdef uint32_t semaphore
         cdef bint contended
         cdef int r
 
-        h.ready()
-        keep = _encode_value(h, value, &v)
         self.bind()  # the codec may have run anything
         if v.len > s.at.capacity:
             raise _errors.SlotTooLarge(

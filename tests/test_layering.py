@@ -29,7 +29,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *("swap", "latency", "token", "observer"),
     ),
     (
-        *("owner", "metrics", "snapshot", "doctor", "settings", "notify"),
+        *("owner", "metrics", "snapshot", "snapshotfile", "doctor", "settings", "notify"),
         *("trace", "replay", "readthrough", "measure"),
     ),
     ("daemon", "exporter", "contrib", "recipes"),

@@ -42,6 +42,9 @@ COMMANDS = {
     "config": Place(
         _CONFIG, "shmcache.cli.config", "config", "Get, set, edit and watch the configuration"
     ),
+    "snapshot": Place(
+        _CONFIG, "shmcache.cli.snapshot", "snapshot", "Save a cache to a file, and load it again"
+    ),
     "replay": Place(
         _MEASURE, "shmcache.cli.replay", "replay", "Replay a recorded trace, and check every hit"
     ),

@@ -1,0 +1,189 @@
+"""`shmcache snapshot`: a cache's entries in a file, and back."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+
+import click
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from shmcache import snapshot as snapshots
+from shmcache.cli.output import console, failing_clearly, size_text
+from shmcache.cli.params import cache_argument
+from shmcache.observer import observe
+from shmcache.snapshot import SnapshotProgress
+
+LINE_SECONDS = 2.0
+"""Time between two lines of progress where there is no terminal to draw a bar on."""
+
+_FILE = click.Path(dir_okay=False)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+
+
+@click.group()
+def snapshot() -> None:
+    """Save a cache's entries to a file, and load them again.
+
+    Entries keep what is left of their ttl. Workers read and write on meanwhile.
+
+    \b
+    Examples:
+      shmcache snapshot save app app.snapshot
+      shmcache snapshot load app app.snapshot
+    """
+
+
+@snapshot.command()
+@cache_argument
+@click.argument("file", type=_FILE)
+@_JSON
+@failing_clearly
+def save(name: str, file: str, as_json: bool) -> None:
+    """Save the entries of cache NAME to FILE, while clients use it.
+
+    Each entry is saved whole, as it was at some moment of the save. FILE is replaced only when the
+    new one is complete, checksummed and on the disk; it gets the permissions of the cache.
+
+    \b
+    Example:
+      shmcache snapshot save app /var/lib/shmcache/app.snapshot
+    """
+    with observe(name) as cache, _Display() as display:
+        report = snapshots.save(cache, file, on_progress=display.show)
+    if as_json:
+        click.echo(json.dumps(report.as_dict()))
+        return
+    click.echo(
+        f"saved {_count(report.entries, report.slots)} of cache {name} to {file}: "
+        f"{size_text(report.bytes)} in {report.seconds:.2f} s"
+    )
+    if report.damaged:
+        click.echo(
+            f"{report.damaged:,} damaged entries and slots were left out: run `shmcache verify "
+            f"{name}`",
+            err=True,
+        )
+
+
+@snapshot.command()
+@cache_argument
+@click.argument("file", type=_FILE)
+@click.option("--size", help="Size of a cache that is created, such as 64MiB. Default: as saved.")
+@click.option(
+    "--mode", default="600", show_default=True, help="Permissions of one, in octal, such as 660."
+)
+@click.option("--group", help="Group of one, by name or number.")
+@_JSON
+@failing_clearly
+def load(
+    name: str, file: str, size: str | None, mode: str, group: str | None, as_json: bool
+) -> None:
+    """Load the entries in FILE into cache NAME, which is created where it is absent.
+
+    All of FILE is checked first: if it is damaged, nothing of it is loaded. An entry of it
+    replaces the one under its key; entries under other keys stay. A cache that is created has the
+    size, policy and codec of the saved one, and persists until `shmcache unlink NAME`, since nobody
+    has it open yet.
+
+    \b
+    Example:
+      shmcache snapshot load app /var/lib/shmcache/app.snapshot
+    """
+    try:
+        bits = int(mode, 8)
+    except ValueError:
+        raise click.BadParameter(f"{mode!r} is no octal number", param_hint="--mode") from None
+    with _Display() as display:
+        report = snapshots.restore(
+            name,
+            file,
+            size=size,
+            mode=bits,
+            group=int(group) if group is not None and group.isdigit() else group,
+            on_progress=display.show,
+        )
+    if as_json:
+        click.echo(json.dumps(report.as_dict()))
+        return
+    made = ", created for it: it persists until it is unlinked" if report.created else ""
+    click.echo(
+        f"loaded {_count(report.entries, report.slots)} from {file} into cache {name}{made}; "
+        f"{size_text(report.bytes)} in {report.seconds:.2f} s"
+    )
+    if report.evicted or report.too_large:
+        click.echo(
+            f"not all fit: {report.evicted:,} entries were evicted meanwhile, {report.too_large:,} "
+            "are larger than this cache takes",
+            err=True,
+        )
+
+
+@snapshot.command()
+@click.argument("file", type=_FILE)
+@_JSON
+@failing_clearly
+def info(file: str, as_json: bool) -> None:
+    """Say what FILE is a snapshot of, after checking every byte of it.
+
+    \b
+    Example:
+      shmcache snapshot info /var/lib/shmcache/app.snapshot
+    """
+    with _Display() as display:
+        found = snapshots.verify(file, on_progress=display.show)
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+        return
+    saved = datetime.fromtimestamp(found.created_at).astimezone().isoformat(" ", "seconds")
+    click.echo(
+        f"cache {found.name}, saved {saved}: {_count(found.entries, found.slots)}, "
+        f"{size_text(found.bytes)}; size {size_text(found.size)}, {found.shards} shards, "
+        f"policy {found.policy}, codec {found.codec}"
+    )
+
+
+def _count(entries: int, slots: int) -> str:
+    text = f"{entries:,} {'entry' if entries == 1 else 'entries'}"
+    return f"{text} and {slots} swap slot{'s' if slots > 1 else ''}" if slots else text
+
+
+class _Display:
+    """Live progress on stderr: a bar on a terminal, else a line every LINE_SECONDS."""
+
+    def __init__(self) -> None:
+        self._console = console(stderr=True)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[entries]:,} entries"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=1.0, entries=0)
+        self._next_line = time.monotonic() + LINE_SECONDS
+
+    def __enter__(self) -> _Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bar.stop()
+
+    def show(self, progress: SnapshotProgress) -> None:
+        """Draw how far it has got."""
+        self._bar.update(
+            self._task,
+            description=progress.phase,
+            completed=progress.fraction,
+            entries=progress.entries,
+        )
+        if self._bar.disable and time.monotonic() >= self._next_line:
+            self._next_line += LINE_SECONDS
+            click.echo(
+                f"{progress.phase}: {progress.fraction:.0%}, {progress.entries:,} entries", err=True
+            )

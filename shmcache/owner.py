@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -120,6 +120,7 @@ class Owner:
         *,
         group: str | int | None = None,
         snapshot: Path | None = None,
+        on_progress: Callable[..., object] | None = None,
         **cache_arguments: Any,
     ) -> Self:
         """Creates the cache, or adopts the one that is there, and becomes its owner.
@@ -129,7 +130,10 @@ class Owner:
             group: as for `Cache`.
             snapshot: a file that is loaded where the cache had to be created; none there is no
                 error.  What is wrong with a damaged one is in `load_error`: an empty cache
-                serves better than none.
+                serves better than none.  So is what stopped a load part-way (a full cache).
+            on_progress: as for `snapshot.load`.  What it raises ends the load and comes out of
+                here (unless it is what a bad snapshot raises: a ShmcacheError, OSError or
+                ValueError), and the cache that was just made is unlinked again.
             cache_arguments: as for `Cache`, but create, wait and persist.  A cache that is
                 adopted keeps its geometry (`GeometryWarning` where another is asked for).
 
@@ -147,17 +151,22 @@ class Owner:
                     f"Owner.open() takes no {argument!r}: that is what an owner decides"
                 )
         owner = cls(Cache(name, persist=True, group=group, **cache_arguments), name)
-        owner._own(snapshot)
+        owner._own(snapshot, on_progress)
         return owner
 
-    def reopen(self, *, snapshot: Path | None = None) -> None:
+    def reopen(
+        self,
+        *,
+        snapshot: Path | None = None,
+        on_progress: Callable[..., object] | None = None,
+    ) -> None:
         """After `CacheNotFound`: creates the cache anew, or adopts what took its place.
 
-        snapshot and errors are as for `open`.  May be called again after it has raised.
+        Arguments and errors are as for `open`.  May be called again after it has raised.
         """
         self.cache.reopen()
         self._begin()
-        self._own(snapshot)
+        self._own(snapshot, on_progress)
 
     def _begin(self) -> None:
         """Nothing is known of the shards."""
@@ -169,14 +178,18 @@ class Owner:
         self._held: dict[int, tuple[tuple[int, int, int, int], int]] = {}
         self._blocked: dict[int, Blocked] = {}
 
-    def _own(self, snapshot: Path | None) -> None:
+    def _own(self, snapshot: Path | None, on_progress: Callable[..., object] | None) -> None:
         cache = self.cache
         attachment = cache._held
         # the only handle of this process on a segment that this process has made
         fresh = attachment.created and attachment.handles == 1
+        self.adopted = not fresh
+        self.loaded = self.load_error = None
         try:
             attachment.mark_owner()
             attachment.set_persist(True)
+            if fresh and snapshot is not None:
+                self._load(snapshot, on_progress)
         except CacheExists:
             cache.close()
             raise
@@ -185,19 +198,16 @@ class Owner:
                 cache.unlink()
             cache.close()
             raise
-        self.adopted = not fresh
-        self.loaded = self.load_error = None
-        if fresh and snapshot is not None:
-            self._load(snapshot)
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, on_progress: Callable[..., object] | None) -> None:
         load = importlib.import_module("shmcache.snapshot").load
         try:
-            self.loaded = load(self.cache, path)
-        except FileNotFoundError as error:
-            if isinstance(error, CacheNotFound):
-                raise
-        except (ShmcacheError, OSError) as error:
+            self.loaded = load(self.cache, path, on_progress=on_progress)
+        except CacheNotFound:  # it was unlinked meanwhile
+            raise
+        except FileNotFoundError:
+            pass
+        except (ShmcacheError, OSError, ValueError) as error:  # ValueError: of another codec
             self.load_error = error
 
     # ------------------------------------------------------------------------------ tending

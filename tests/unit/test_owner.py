@@ -169,9 +169,14 @@ def load(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Stands in for snapshot.load: files that exist set an entry; "damaged" in them raises."""
     asked: list[Path] = []
 
-    def stand_in(cache: Cache, path: Path) -> str:
+    def stand_in(cache: Cache, path: Path, *, on_progress: Any = None) -> str:
         asked.append(path)
         text = path.read_text()
+        if on_progress is not None:
+            cache["part"] = 1
+            on_progress(1, 2)
+        if "codec" in text:
+            raise ValueError(f"{path}: another codec")
         if "damaged" in text:
             raise DecodeError(f"{path}: damaged")
         cache["from"] = text
@@ -217,7 +222,50 @@ def test_a_damaged_snapshot_is_reported_and_a_missing_one_is_none(
     assert len(owner.cache) == 0
     owner.tend()
     owner.close(unlink=True)
-    assert len(load) == 2
+    file.write_text("codec")
+    owner = Owner.open(cache_name, size="1MiB", snapshot=file)
+    assert type(owner.load_error) is ValueError
+    owner.close(unlink=True)
+    assert len(load) == 3
+
+
+class Stop(BaseException):
+    """What a daemon raises out of a long load."""
+
+
+def test_a_load_that_is_stopped_leaves_no_half_loaded_cache(
+    cache_name: str, tmp_path: Path, load: list[Path]
+) -> None:
+    def stop(*_: object) -> None:
+        assert segment_path(cache_name).exists()
+        raise Stop
+
+    file = tmp_path / "snapshot"
+    file.write_text("warm")
+    with pytest.raises(Stop):
+        Owner.open(cache_name, size="1MiB", snapshot=file, on_progress=stop)
+    assert leftovers(cache_name) == []
+    seen: list[object] = []
+    with Owner.open(
+        cache_name, size="1MiB", snapshot=file, on_progress=lambda *done: seen.append(done)
+    ) as owner:
+        assert seen == [(1, 2)]
+        assert owner.cache["from"] == "warm"
+        owner.close(unlink=True)
+
+
+def test_a_cache_that_goes_during_the_load_is_said_to_be_gone(
+    cache_name: str, tmp_path: Path, load: list[Path]
+) -> None:
+    def unlink(*_: object) -> None:
+        with observe(cache_name) as other:
+            other.unlink()
+
+    file = tmp_path / "snapshot"
+    file.write_text("warm")
+    with pytest.raises(CacheNotFound):
+        Owner.open(cache_name, size="1MiB", snapshot=file, on_progress=unlink)
+    assert leftovers(cache_name) == []
 
 
 # ------------------------------------------------------------- the segment goes, the owner stays

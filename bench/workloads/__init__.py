@@ -10,6 +10,7 @@ NAMES = (
     "get_dict",
     "local",
     "once",
+    "wakeup",
     "namespace",
     "set_full",
     "set_large",

@@ -395,8 +395,8 @@ static int shm_remove(shm_op *op, const shm_key *key, uint64_t version)
 }
 
 /* Add `delta` to a counter, or take it off (`down`: the lowest int64_t has no negative); where
- * absent, store initial +- delta with put->expiry.  put->value is not looked at.  *result: the new value.  SHM_HIT, SHM_NOT_INT, SHM_OVERFLOW, SHM_FULL,
- * SHM_CORRUPT. */
+ * absent, store initial +- delta with put->expiry.  put->value is not looked at.  *result: the new
+ * value.  SHM_HIT, SHM_NOT_INT, SHM_OVERFLOW, SHM_FULL, SHM_CORRUPT. */
 static int shm_count_by(shm_op *op, const shm_key *key, int64_t delta, bool down, int64_t initial,
                         shm_put *put, int64_t *result)
 {

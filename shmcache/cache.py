@@ -11,17 +11,15 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable
-from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, Final, Literal, ParamSpec, Self, TypeVar, overload
+from typing import Any, ClassVar, Final, Literal, Self, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from shmcache import _core, codec, geometry, limits, memo, segment, stats, verify
+from shmcache import _core, codec, geometry, limits, segment, stats, verify
 from shmcache.codec import Codec
 from shmcache.errors import CacheClosed, GeometryWarning
-from shmcache.keys import Key
 from shmcache.latency import LatencyRing
+from shmcache.memo import Memoizing
 from shmcache.namespace import Namespace
 from shmcache.operations import Operations, Ttl, Versioned
 from shmcache.swap import SwapSlot
@@ -31,8 +29,6 @@ __all__ = ["Cache", "Versioned"]
 
 Policy = Literal["evict", "keep"]
 T = TypeVar("T")
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class _Default(str):
@@ -44,7 +40,7 @@ class _Default(str):
 _SIZE: Final = _Default("32MiB")
 
 
-class Cache(Operations[Any]):
+class Cache(Operations[Any], Memoizing):
     """A cache in shared memory, attached to by name.
 
     A `MutableMapping` whose entries every process of the host that opens the same name sees at
@@ -356,57 +352,6 @@ class Cache(Operations[Any]):
         Raises TypeError, ValueError (an empty prefix, more than 1,024 bytes), CacheClosed.
         """
         return Namespace(self, (prefix,), type, ttl)
-
-    @overload
-    def memoize(self, fn: Callable[P, R], /) -> memo.Memoized[P, R]: ...
-    @overload
-    def memoize(
-        self,
-        ttl: Ttl = None,
-        /,
-        *,
-        key: Callable[..., Key] | None = None,
-        version: object = None,
-        timeout: float = 20.0,
-        stale: float = 0.0,
-        negative_ttl: Ttl = None,
-    ) -> Callable[[Callable[P, R]], memo.Memoized[P, R]]: ...
-    @overload
-    def memoize(
-        self,
-        *,
-        ttl: Ttl,
-        key: Callable[..., Key] | None = None,
-        version: object = None,
-        timeout: float = 20.0,
-        stale: float = 0.0,
-        negative_ttl: Ttl = None,
-    ) -> Callable[[Callable[P, R]], memo.Memoized[P, R]]: ...
-    def memoize(self, *args: Any, **options: Any) -> Any:
-        """A decorator that keeps a function's results here, for all workers: each call's result
-        is computed by one caller among all processes (`get_or_init`).
-
-        Used as ``@cache.memoize`` or ``@cache.memoize(60, version=2)``, on plain and ``async``
-        functions and methods.
-
-        Args:
-            ttl: seconds that a result is kept; None: for ever.
-            key: called with the call's arguments; returns the key. Needed where an argument is
-                none (a method's `self`, as a rule): else the call is a TypeError.
-            version: part of the function's name in the cache: another one, other results.
-            timeout, stale, negative_ttl: as for `get_or_init`.
-
-        The decorated function has ``invalidate(*args, **kwargs)`` (True if there was a result),
-        ``key(*args, **kwargs)``, ``cache_clear()`` (O(1), for all processes), ``cache_info()`` and
-        ``__wrapped__``. Arguments are bound to the signature, so that equal calls share a key;
-        their types count: ``f(1)`` and ``f(1.0)`` are two calls. Processes share results by the
-        function's module and qualified name, so functions made in a loop share one set.
-        """
-        if args and callable(args[0]):
-            return memo.memoize(self.namespace, args[0])
-        if args:
-            (options["ttl"],) = args
-        return partial(memo.memoize, self.namespace, **options)
 
     def _adopt_namespace(self, namespace: Namespace[Any]) -> None:
         """Close it with this handle."""

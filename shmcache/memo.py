@@ -1,9 +1,10 @@
 """`memoize`: a function's results, kept in a cache that all workers share.
 
-Place: level 4, above `namespace.py`: each function has a namespace of its own, named by its module,
-qualified name and `version`, so that clearing it is O(1). A call's key is made of its arguments as
-the signature binds them, so that equal calls share it; types count, as everywhere: `f(1)`, `f(1.0)`
-and `f(True)` are three calls.
+Place: level 4, beneath `cache.py` and `namespace.py`, which have `memoize` from here. Each function
+has a namespace of its own, named by its module, qualified name and `version`, so that clearing it
+is O(1). A call's key is made of its arguments as the signature binds them, so that equal calls
+share it; types count, as everywhere: `f(1)`, `f(1.0)` and `f(True)` are three calls. The wrapper
+and its hits are in the binding (`_core/memoized.pxi`).
 
 It must not know how values are stored, or who computes them: that is `get_or_init`'s.
 """
@@ -15,16 +16,29 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    overload,
+)
 
 from shmcache import _core
 from shmcache.keys import Key
-from shmcache.namespace import Namespace
-from shmcache.operations import Ttl
 
-__all__ = ["CacheInfo", "Memoized", "memoize"]
+if TYPE_CHECKING:
+    from shmcache.namespace import Namespace
+    from shmcache.operations import Ttl
+
+__all__ = ["CacheInfo", "Memoized", "Memoizing", "memoize"]
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
@@ -56,7 +70,9 @@ class Memoized(Protocol[P, R_co]):
     @overload
     def __get__(self, instance: None, owner: Any = None) -> Memoized[P, R_co]: ...
     @overload
-    def __get__(self, instance: object, owner: Any = None) -> Callable[..., R_co]: ...
+    def __get__(
+        self: Memoized[Concatenate[Any, Q], R_co], instance: object, owner: Any = None
+    ) -> Callable[Q, R_co]: ...
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Forget the result of this call, in all processes. True if there was one."""
@@ -201,3 +217,66 @@ def memoize(
     wrapper.cache_clear = space.invalidate
     wrapper.cache_info = cache_info
     return wrapper  # type: ignore[no-any-return]
+
+
+class Memoizing:
+    """`memoize`, of caches and namespaces."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def namespace(self, prefix: str) -> Namespace[Any]: ...  # noqa: D102
+
+    @overload
+    def memoize(self, fn: Callable[P, R], /) -> Memoized[P, R]: ...
+    @overload
+    def memoize(
+        self,
+        ttl: Ttl = None,
+        /,
+        *,
+        key: Callable[..., Key] | None = None,
+        version: object = None,
+        timeout: float = 20.0,
+        stale: float = 0.0,
+        negative_ttl: Ttl = None,
+    ) -> Callable[[Callable[P, R]], Memoized[P, R]]: ...
+    @overload
+    def memoize(
+        self,
+        *,
+        ttl: Ttl,
+        key: Callable[..., Key] | None = None,
+        version: object = None,
+        timeout: float = 20.0,
+        stale: float = 0.0,
+        negative_ttl: Ttl = None,
+    ) -> Callable[[Callable[P, R]], Memoized[P, R]]: ...
+    def memoize(self, *args: Any, **options: Any) -> Any:
+        """A decorator that keeps a function's results here, for all workers: each call's result
+        is computed by one caller among all processes (`get_or_init`).
+
+        Used as ``@cache.memoize`` or ``@cache.memoize(60, version=2)``, on plain and ``async``
+        functions and methods.
+
+        Args:
+            ttl: seconds that a result is kept; None: for ever.
+            key: called with the call's arguments; returns the key. Needed where an argument is
+                none (a method's `self`, as a rule): else the call is a TypeError.
+            version: part of the function's name in the cache: another one, other results.
+            timeout, stale, negative_ttl: as for `get_or_init`.
+
+        The decorated function has ``invalidate(*args, **kwargs)`` (True if there was a result),
+        ``key(*args, **kwargs)``, ``cache_clear()`` (O(1), for all processes), ``cache_info()`` and
+        ``__wrapped__``. Arguments are bound to the signature, so that equal calls share a key;
+        their types count: ``f(1)`` and ``f(1.0)`` are two calls. Processes share results by the
+        function's module and qualified name, so functions made in a loop share one set.
+
+        Of a namespace, the results are nested in it: its `invalidate` drops them too.
+        """
+        if args and callable(args[0]):
+            return memoize(self.namespace, args[0])
+        if args:
+            (options["ttl"],) = args
+        return partial(memoize, self.namespace, **options)

@@ -13,13 +13,15 @@ call to what the cache is attached to then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterable, Mapping, ValuesView
+from collections.abc import Awaitable, Callable, ItemsView, Iterable, Mapping, ValuesView
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar, overload
 
-from shmcache import codec, limits, typed
+from shmcache import _core, codec, limits, typed
 from shmcache.errors import CacheClosed
 from shmcache.keys import Key
+from shmcache.memo import Memoizing
 from shmcache.operations import Operations, Ttl
+from shmcache.views import EXPIRED
 
 __all__ = ["Namespace"]
 
@@ -48,12 +50,12 @@ class Owner(Protocol):
     def _adopt_namespace(self, namespace: Namespace[Any]) -> None: ...
 
 
-class Namespace(Operations[T]):
+class Namespace(Operations[T], Memoizing):
     """The entries of a cache whose keys begin with one prefix; made by `Cache.namespace`.
 
     A `MutableMapping` with the operations of a cache. Its keys come without the prefix. Iteration,
     `len` (which counts by walking the index), `popitem` and `retain` see this namespace only, not
-    those nested in it.
+    those nested in it. What concerns the segment (`stats`, `verify`, `close`...) is the cache's.
 
     Two handles with the same path see the same entries, whatever their types and ttls are.
     """
@@ -137,6 +139,15 @@ class Namespace(Operations[T]):
         """`invalidate`."""
         self._drop_epoch()
 
+    def expire(self) -> int:
+        """Remove what has expired of this namespace (not of nested ones), now; returns how many
+        entries. Writes to the cache do it by themselves when they need room. O(slots of the
+        cache): walks the index, without a lock, and takes a shard for each expired entry."""
+        return sum(
+            self._delete_version(key, version) is None
+            for key, version in _core.Cursor(self, EXPIRED)
+        )
+
     def __len__(self) -> int:
         """Entries that iteration yields. O(slots of the cache): walks the index, without a lock."""
         return sum(1 for _ in self)
@@ -187,6 +198,27 @@ class Namespace(Operations[T]):
         def try_pop(self, key: Key, default: D = ...) -> T | D: ...
         def try_pop(self, key: Key, default: Any = ...) -> Any: ...
         def popitem(self) -> tuple[Any, T]: ...
+        # narrower than the cache's, on purpose: only values of its type
+        def get_or_init(  # type: ignore[override]
+            self,
+            key: Key,
+            factory: Callable[[], T],
+            ttl: Ttl = None,
+            *,
+            timeout: float = 20.0,
+            stale: float = 0.0,
+            negative_ttl: Ttl = None,
+        ) -> T: ...
+        async def aget_or_init(  # type: ignore[override]
+            self,
+            key: Key,
+            factory: Callable[[], Awaitable[T]],
+            ttl: Ttl = None,
+            *,
+            timeout: float = 20.0,
+            stale: float = 0.0,
+            negative_ttl: Ttl = None,
+        ) -> T: ...
         def get_many(self, keys: Iterable[K]) -> dict[K, T]: ...
         def set_many(self, mapping: Mapping[K, T], ttl: Ttl = None) -> None: ...
         def alter(

@@ -12,12 +12,22 @@ from typing import Any, Final
 
 from shmcache import _core
 
-__all__ = ["ITEMS", "KEYS", "VALUES", "VERSIONS", "CacheItems", "CacheKeys", "CacheValues"]
+__all__ = [
+    "EXPIRED",
+    "ITEMS",
+    "KEYS",
+    "VALUES",
+    "VERSIONS",
+    "CacheItems",
+    "CacheKeys",
+    "CacheValues",
+]
 
 KEYS: Final = 0
 VALUES: Final = 1
 ITEMS: Final = 2
 VERSIONS: Final = 3
+EXPIRED: Final = 4
 """What a `_core.Cursor` yields: keys, values, (key, value) or (key, value, version)."""
 
 

@@ -5,14 +5,15 @@ cdef enum:
     WANT_VALUES = 1
     WANT_ITEMS = 2
     WANT_VERSIONS = 3  # (key, value, version)
+    WANT_EXPIRED = 4   # (key, version), of what has expired, and of nothing else
 
 
 cdef class Cursor:
     """An iterator over entries: weakly consistent, holds no lock between steps.
 
     Each key that is present throughout is yielded exactly once: a key keeps its slot from
-    insertion to removal, and every slot is visited once.  Never yields a torn or an expired
-    entry.  `kind` and `prefix` restrict it to keys of one type whose content starts with it;
+    insertion to removal, and every slot is visited once.  Never yields a torn entry, nor an expired
+    one unless it is asked for just these.  `kind` and `prefix` restrict it to keys of one type whose content starts with it;
     `start` is the `position` where another one stopped.
     """
 
@@ -80,13 +81,17 @@ cdef class Cursor:
                 key = PyBytes_FromStringAndSize(NULL, n)
                 shm_bytes_copy(PyBytes_AS_STRING(key), hit.key, n)
                 value = None
-                if self.want != WANT_KEYS:
+                if self.want != WANT_KEYS and self.want != WANT_EXPIRED:
                     value = _copy_value(h, &hit)
                     h.same(self.mapping)
                 version = hit.version
                 if not shm_hit_valid(&h.view, &hit):
                     continue
                 if hit.expiry and shm_expiry_at(hit.expiry) <= shm_now_ms():
+                    if self.want != WANT_EXPIRED or \
+                            shm_expiry_reclaim_at(hit.expiry) > shm_now_ms():
+                        break
+                elif self.want == WANT_EXPIRED:
                     break
                 if head:
                     if not (<bytes>key).startswith(begin):
@@ -98,6 +103,8 @@ cdef class Cursor:
                 key = _decode_key(hit.key_kind, key)
                 if self.want == WANT_KEYS:
                     return key
+                if self.want == WANT_EXPIRED:
+                    return key, version
                 value = _decode_value(h, hit.value_kind, value)
                 if self.want == WANT_VALUES:
                     return value

@@ -240,6 +240,71 @@ class User:
     id: int
 
 
+async def once(cache: Cache, users: Namespace[User]) -> None:
+    async def make() -> bytes:
+        return b""
+
+    async def make_user() -> User:
+        return User(1)
+
+    assert_type(cache.get_or_init("k", lambda: 5), int)
+    assert_type(cache.get_or_init("k", lambda: "x", 60, timeout=1, stale=5, negative_ttl=0), str)
+    assert_type(await cache.aget_or_init("k", make), bytes)
+    cache.get_or_init("k", 5)  # type: ignore[arg-type]
+    cache.get_or_init("k", lambda: 5, 60, 1.0)  # type: ignore[call-arg, misc, unused-ignore]
+    await cache.aget_or_init("k", lambda: 5)  # type: ignore[arg-type, return-value, unused-ignore]
+    assert_type(users.get_or_init("k", lambda: User(1), ttl=60), User)
+    assert_type(await users.aget_or_init("k", make_user), User)
+    users.get_or_init("k", lambda: 5)  # type: ignore[arg-type, return-value, unused-ignore]
+    await users.aget_or_init("k", make)  # type: ignore[arg-type]
+
+
+async def memoizing(cache: Cache, users: Namespace[User]) -> None:
+    @cache.memoize
+    def load(name: str, page: int = 0) -> bytes:
+        return b""
+
+    @cache.memoize(60, key=lambda number: number, version=2, timeout=1, stale=5, negative_ttl=0)
+    async def later(number: int) -> str:
+        return ""
+
+    class Reader:
+        @cache.memoize(ttl=dt.timedelta(minutes=1), key=lambda self, field: field)
+        def read(self, field: str) -> int:
+            return 0
+
+        @users.memoize(key=lambda self, field: field)
+        async def fetch(self, field: str) -> float:
+            return 0.0
+
+    assert_type(load("a"), bytes)
+    assert_type(load("a", page=1), bytes)
+    assert_type(load.invalidate("a", page=1), bool)
+    assert_type(load.key("a"), Key)
+    assert_type(load.cache_clear(), None)
+    assert_type(load.cache_info().hits, int)
+    assert_type(load.cache_info().currsize, int)
+    assert_type(load.__wrapped__("a"), bytes)
+    load(1)  # type: ignore[arg-type]
+    load("a", pages=1)  # type: ignore[call-arg]
+    load.invalidate(1)  # type: ignore[arg-type]
+    load.key()  # type: ignore[call-arg]
+    load("a").upper().missing()  # type: ignore[attr-defined]
+    assert_type(await later(1), str)
+    assert_type(later.invalidate(1), bool)
+    await later("1")  # type: ignore[arg-type]
+    later(1).upper()  # type: ignore[attr-defined]
+    assert_type(Reader().read("a"), int)
+    assert_type(await Reader().fetch("a"), float)
+    assert_type(Reader.read(Reader(), "a"), int)
+    assert_type(Reader.read.invalidate(Reader(), "a"), bool)
+    Reader().read(1)  # type: ignore[arg-type]
+    Reader().read("a", 1)  # type: ignore[call-arg]
+    cache.memoize(ttl="60")  # type: ignore[call-overload]
+    cache.memoize(60, 5)  # type: ignore[call-overload]
+    assert_type(users.expire(), int)
+
+
 def namespaces(cache: Cache) -> None:
     users = cache.namespace("users", User, ttl=60)
     assert_type(users, Namespace[User])

@@ -8,7 +8,8 @@ Who decodes what:
     dataclass, TypedDict,         the bytes straight into the type, where    the codec, then built
     NamedTuple, msgspec.Struct,   the cache's codec is msgpack, msgspec or   here (no Struct)
     list[...], dict[...], | ...   json; else the codec, then msgspec.convert
-    pydantic model                the codec, then `model_validate`           the same
+    pydantic model, and           the codec, then pydantic validates         the same
+    list[Model], Model | None...
     any other class               the codec, then `isinstance`               the same
 
 Bytes that the straight way refuses (msgpack has extension types for tuples, datetimes and so on,
@@ -24,6 +25,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
+import functools
+import inspect
 import types
 import typing
 import uuid
@@ -61,13 +64,18 @@ class _TypedCodec(BoundCodec):
         self.name = base.name
         self._base = base
         self._label = getattr(kind, "__qualname__", None) or str(kind)
-        self._convert, self._plain = _converter(kind)
+        self._convert, self._plain, self._spelled = _converter(kind)
         self.check = self._check
         fast = _fast(kind, base.name)
         self.fast_encode, self.fast_decode = fast or (self._encode, self._decode)
 
     def _encode(self, value: Any) -> bytes:
-        return self._base.encode_bytes(self._plain(value))
+        try:
+            return self._base.encode_bytes(self._plain(value))
+        except TypeError:
+            if self._spelled is None:
+                raise
+            return self._base.encode_bytes(self._spelled(value))
 
     def _decode(self, payload: bytes) -> Any:
         return self._check(self._base.decode_bytes(payload))
@@ -100,7 +108,10 @@ def _msgspec() -> Any:
 
 
 def _is_pydantic(kind: Any) -> bool:
-    return isinstance(kind, type) and hasattr(kind, "model_validate")
+    """Whether it is a pydantic model, or holds some (`list[Model]`)."""
+    if isinstance(kind, type) and hasattr(kind, "__pydantic_validator__"):
+        return hasattr(kind, "model_validate")
+    return any(map(_is_pydantic, get_args(kind)))
 
 
 def _is_known_to_msgspec(kind: Any) -> bool:
@@ -130,24 +141,43 @@ def _fast(kind: Any, name: str) -> tuple[Callable[[Any], bytes], Callable[..., A
     return None
 
 
-def _converter(kind: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """(what makes the type of plain values, what makes plain values of it)."""
+def _converter(
+    kind: Any,
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any] | None]:
+    """(what makes the type of plain values, what makes plain values of it, what spells out as JSON
+    would what the codec does not take)."""
     if _is_pydantic(kind):
-        return (
-            lambda value: value if isinstance(value, kind) else kind.model_validate(value),
-            lambda value: value.model_dump() if isinstance(value, kind) else value,
-        )
+        return _pydantic(kind)
     msgspec = _msgspec()
     if isinstance(kind, type) and not _is_known_to_msgspec(kind):
-        return lambda value: _instance(value, kind), lambda value: value
+        return lambda value: _instance(value, kind), lambda value: value, None
     if msgspec is not None:
         return (
             lambda value: _through(msgspec, value, kind),
             lambda value: msgspec.to_builtins(value, builtin_types=_PASSED),
+            None,
         )
     if hasattr(kind, "__struct_fields__"):
         raise TypeError(f"{kind.__qualname__} is a msgspec.Struct, and msgspec is not installed")
-    return lambda value: build(value, kind), flatten
+    return lambda value: build(value, kind), flatten, None
+
+
+def _pydantic(
+    kind: Any,
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any]]:
+    """The three of `_converter`. Fields are stored under their names, where pydantic can validate
+    by name (2.11), else under their aliases; never what is computed."""
+    from pydantic import TypeAdapter
+
+    adapter: Any = TypeAdapter(kind)
+    by_name = "by_name" in inspect.signature(adapter.validate_python).parameters
+    names = {"by_alias": True, "by_name": True} if by_name else {}
+    how = {"by_alias": not by_name, "round_trip": True, "warnings": False}
+    return (
+        functools.partial(adapter.validate_python, **names),
+        functools.partial(adapter.dump_python, **how),
+        functools.partial(adapter.dump_python, mode="json", **how),
+    )
 
 
 def _through(msgspec: Any, value: Any, kind: Any) -> Any:

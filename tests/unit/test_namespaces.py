@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
 import pickle
 import threading
 from collections.abc import Callable
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,10 +18,8 @@ from shmcache import (
     Cache,
     CacheClosed,
     CacheNotFound,
-    DecodeError,
     KeyTooLarge,
     Namespace,
-    typed,
 )
 
 KEYS: tuple[Any, ...] = ("a", "\u00e4\ud800", b"a", 1, True, 1.5, None, ("a", 1), "k" * 300)
@@ -387,144 +384,77 @@ def test_namespaces_behave_as_dicts(steps: list[Any]) -> None:
         assert cache.verify() == []
 
 
-# ---------------------------------------------------------------------------------- types
+# --------------------------------------------------------------- every operation, here too
 
-
-@dataclasses.dataclass
-class Address:
-    """A part of a User."""
-
-    city: str
-    lines: list[str] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass
-class User:
-    """A dataclass with others in it."""
-
-    id: int
-    name: str
-    address: Address | None = None
-
-
-class Row(TypedDict):
-    """A dict with known fields."""
-
-    id: int
-    note: NotRequired[str]
-
-
-class Point(msgspec.Struct):
-    """A msgspec.Struct."""
-
-    x: int
-    y: float = 0.0
-
-
-class Model:
-    """What a pydantic model looks like from here."""
-
-    def __init__(self, id: int) -> None:
-        self.id = id
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Model) and other.id == self.id
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @classmethod
-    def model_validate(cls, value: Any) -> Model:
-        if not isinstance(value, dict) or type(value.get("id")) is not int:
-            raise ValueError("id must be an int")
-        return cls(value["id"])
-
-    def model_dump(self) -> dict[str, Any]:
-        return {"id": self.id}
-
-
-CASES: dict[str, tuple[Any, Any, list[Any]]] = {
-    "dataclass": (
-        User,
-        User(1, "Ada", Address("London", ["a"])),
-        [5, "text", {"id": "x", "name": "y"}, {"id": 1}, [1]],
-    ),
-    "TypedDict": (Row, {"id": 1, "note": "n"}, [5, {"note": "n"}, {"id": "x"}, None]),
-    "model": (Model, Model(7), [5, {"id": "x"}, []]),
-    "list": (list[int], [1, 2], [5, ["x"], {"a": 1}]),
-    "dict": (dict[str, int], {"a": 1}, [5, {"a": "x"}]),
-    "tuple": (tuple[int, str], (1, "a"), [5, [1], [1, 2]]),
-    "optional": (User | None, None, [5, {"id": "x"}]),
-    "int": (int, 5, ["text", [1], 1.5]),
-    "str": (str, "text", [5, b"bytes", ["a"]]),
-    "Struct": (Point, Point(1, 2.5), [5, {"x": "a"}, {"y": 1.0}]),
+LEFT_TO_THE_CACHE = {
+    *("close", "unlink", "reopen", "stats", "verify", "slot", "token", "latencies"),
+    *("shards", "size", "policy", "codec", "persist"),
 }
+"""What concerns the segment, not keys."""
 
 
-@pytest.mark.parametrize("codec", ["msgpack", "json", "msgspec", "pickle"])
-@pytest.mark.parametrize("case", CASES)
-def test_values_are_decoded_into_the_type(
-    open_cache: Callable[..., Cache], case: str, codec: str
-) -> None:
-    kind, value, _ = CASES[case]
-    users = open_cache(codec=codec, local_entries=4).namespace("users", kind)
-    users["a"] = value
-    assert users["a"] == value and type(users["a"]) is type(value)
-    assert users.get_many(["a"]) == {"a": value} and list(users.values()) == [value]
-    assert users.get("absent") is None
+def test_it_has_every_operation_of_a_cache() -> None:
+    public = {name for name in dir(Cache) if not name.startswith("_")}
+    assert public - set(dir(Namespace)) == LEFT_TO_THE_CACHE
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_data_that_does_not_fit_is_a_decode_error(cache: Cache, case: str) -> None:
-    kind, _, misfits = CASES[case]
-    plain, users = cache.namespace("users"), cache.namespace("users", kind)
-    for misfit in misfits:
-        plain["a"] = misfit
-        with pytest.raises(DecodeError):
-            users.get("a")
-        with pytest.raises(DecodeError):
-            users["a"]
-    assert "a" in users
+def test_the_try_variants_and_batches_keep_to_it(cache: Cache, users: Namespace[Any]) -> None:
+    cache["a"] = "the cache's"
+    users.try_set("a", 1)
+    assert users.try_get("a") == 1 and users.try_get("b", 5) == 5
+    assert users.try_add("a", 2) is False and users.try_add("b", 2) is True
+    assert users.try_incr("a", 2) == 3 and users.decr("a") == 2
+    assert users.try_pop("a") == 2 and users.try_pop("a", None) is None
+    assert users.try_delete("b") is True and users.delete("b") is False
+    users.update(a=1, b=2)
+    assert users == {"a": 1, "b": 2} and users != {"a": 1}
+    assert sorted(users.keys()) == ["a", "b"] and sorted(users.values()) == [1, 2]
+    del users["a"]
+    with pytest.raises(KeyError):
+        del users["a"]
+    users.clear()
+    assert dict(cache) == {"a": "the cache's"}
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "Struct"])
-def test_without_msgspec_the_same(cache: Cache, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(typed, "_msgspec", lambda: None)
-    kind, value, misfits = CASES[case]
-    plain, users = cache.namespace("users"), cache.namespace("users", kind)
-    users["a"] = value
-    assert users["a"] == value and type(users["a"]) is type(value)
-    for misfit in misfits:
-        plain["a"] = misfit
-        with pytest.raises(DecodeError):
-            users.get("a")
+def test_get_or_init_and_memoize_keep_to_it(cache: Cache, users: Namespace[Any]) -> None:
+    cache["a"] = "the cache's"
+    assert users.get_or_init("a", lambda: 1) == users.get_or_init("a", lambda: 2) == 1
+
+    async def make() -> int:
+        return 3
+
+    assert asyncio.run(users.aget_or_init("b", make)) == 3
+    calls: list[int] = []
+
+    @users.memoize(100)
+    def double(x: int) -> int:
+        calls.append(x)
+        return 2 * x
+
+    assert double(2) == double(2) == 4
+    assert users == {"a": 1, "b": 3} and dict(cache) == {"a": "the cache's"}
+    users.invalidate()
+    assert double(2) == 4
+    assert calls == [2, 2]
+    assert cache.verify() == []
 
 
-def test_without_msgspec_a_struct_is_refused(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(typed, "_msgspec", lambda: None)
-    with pytest.raises(TypeError, match="msgspec is not installed"):
-        cache.namespace("points", Point)
-
-
-def test_a_handle_without_a_type_reads_plain_containers(cache: Cache) -> None:
-    cache.namespace("users", User)["a"] = User(1, "Ada", Address("London"))
-    assert cache.namespace("users")["a"] == {
-        "id": 1,
-        "name": "Ada",
-        "address": {"city": "London", "lines": []},
-    }
-
-
-def test_what_a_handle_without_a_type_stored_is_decoded_into_it(cache: Cache) -> None:
-    plain = cache.namespace("users")
-    plain["a"] = {"id": 1, "name": "Ada"}
-    assert cache.namespace("users", User)["a"] == User(1, "Ada")
-    plain["b"] = (1, "a")  # an extension type of msgpack
-    assert cache.namespace("users", tuple[int, str])["b"] == (1, "a")
-    plain["c"] = {"id": 2, "name": "Bo", "address": {"city": "X", "lines": ("p", "q")}}
-    assert cache.namespace("users", User)["c"] == User(2, "Bo", Address("X", ["p", "q"]))
-
-
-def test_a_field_is_read_without_building_the_object(cache: Cache) -> None:
-    users = cache.namespace("users", User)
-    users["a"] = User(1, "Ada", Address("London"))
-    assert users.get_field("a", "address", "city") == "London"
+def test_expire_removes_what_has_expired_of_it_only(cache: Cache, users: Namespace[Any]) -> None:
+    nested = users.namespace("nested")
+    for space in (cache, users, nested):
+        space.set("short", 1, 0.01)
+        space.set("long", 2, 100)
+        space.set("for ever", 3)
+    users.set("also short", 1, 0.01)
+    users.get_or_init("stale", lambda: 1, 0.01, stale=100)
+    spaces = (cache, users, nested)
+    brief = ("short", "also short", "stale")
+    poll_until(lambda: not any(k in s for s in spaces for k in brief), what="they expired")
+    assert cache.stats().entries == 11
+    assert users.expire() == 2
+    assert users.expire() == 0
+    assert cache.stats().entries == 9
+    assert set(users) == {"long", "for ever"}
+    assert users.get_or_init("stale", lambda: 2) == 2
+    assert cache.expire() == 2
+    assert cache.verify() == []

@@ -26,7 +26,7 @@ FAULT_LIB := build/fault
 LOCKED = flock $(VENV)/.build-lock
 
 .DELETE_ON_ERROR:
-.PHONY: build check test stress nightly sanitize bench demo models pythons fault-build clean distclean
+.PHONY: build check test upstream stress nightly sanitize bench demo models pythons fault-build clean distclean
 
 build: $(VENV)/.installed
 	@$(LOCKED) $(BIN)/python setup.py --quiet build_ext --inplace
@@ -55,6 +55,9 @@ check: build
 
 test: fault-build
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+upstream: build
+	$(BIN)/python tests/upstream/run.py
 
 stress: fault-build
 	SHMCACHE_STRESS_SECONDS=30 $(BIN)/python -m pytest -m stress $(PYTEST_ARGS)

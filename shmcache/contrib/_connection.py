@@ -1,0 +1,196 @@
+"""A framework's cache: opened at its first use, reopened when it is gone, an outage being a miss.
+
+Place: level 6, below the backends. Knows `Cache` and its errors; knows no framework.
+
+A request that could do without its cache must not fail for it. So `Connection.run` turns what is
+nobody's mistake (the cache was unlinked, /dev/shm is full, a shard's holder is stopped, the
+segment is another version's) into what the caller says a miss looks like, and logs it once a
+minute. What is a mistake of the program (a key of a wrong type, a value that the codec cannot
+encode, arguments that make no sense) raises as ever. ``on_error="raise"`` lets everything through.
+
+An unlinked or replaced cache is attached anew at once (`Cache.reopen`). One that cannot be opened
+is tried again a second later, not with every request.
+
+Handles are shared by all of a process that asks with the same arguments, and stay open until the
+process ends: a framework that makes a backend a thread does not make a cache that lives and dies
+with a thread. A forked child has an identity of its own at its first use, as with any `Cache`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal, TypeVar
+
+from shmcache import errors, limits
+from shmcache.cache import Cache
+
+__all__ = ["OUTAGES", "Connection", "OnError", "connect"]
+
+T = TypeVar("T")
+OnError = Literal["miss", "raise"]
+
+logger = logging.getLogger("shmcache")
+
+OUTAGES: Final = (
+    errors.CacheNotFound,
+    errors.CacheClosed,
+    errors.NotPermitted,
+    errors.OutOfSharedMemory,
+    errors.LayoutMismatch,
+    errors.CorruptSegment,
+    errors.LimitReached,
+    errors.CacheFull,
+    errors.LockTimeout,
+    errors.InitTimeout,
+    errors.DecodeError,
+)
+"""What is no mistake of the call: the cache, or what somebody left in it, is at fault."""
+
+RETRY_SECONDS: Final = 1.0
+"""Time between two attempts to open a cache that cannot be opened."""
+
+LOG_SECONDS: Final = 60.0
+"""Time between two log records of one kind of outage."""
+
+_GONE = (errors.CacheNotFound, errors.CacheClosed)
+
+_connections: dict[tuple[Any, ...], Connection] = {}
+_guard = threading.Lock()
+
+
+def connect(
+    name: str,
+    *,
+    on_error: OnError = "miss",
+    pickle_if_private: bool = False,
+    **arguments: Any,
+) -> Connection:
+    """The process's connection to a cache with these arguments.
+
+    Args:
+        name: of the cache.
+        on_error: ``"miss"`` or ``"raise"``.
+        pickle_if_private: where neither a codec is asked for nor the cache exists, create it with
+            codec ``pickle`` if `mode` lets no other user write.
+        arguments: those of `Cache`, but `create`.
+
+    Opens nothing. Raises ValueError, TypeError for a name or an `on_error` that is none.
+    """
+    limits.check_name(name)
+    if on_error not in ("miss", "raise"):
+        raise ValueError(f"on_error must be 'miss' or 'raise', not {on_error!r}")
+    asked = tuple(sorted((key, repr(value)) for key, value in arguments.items()))
+    ident = (name, on_error, pickle_if_private, asked)
+    with _guard:
+        connection = _connections.get(ident)
+        if connection is None:
+            connection = Connection(name, on_error, pickle_if_private, arguments)
+            _connections[ident] = connection
+        return connection
+
+
+class Connection:
+    """A cache that is opened when it is first used; made by `connect`. Safe to use from threads."""
+
+    def __init__(
+        self, name: str, on_error: OnError, pickle_if_private: bool, arguments: dict[str, Any]
+    ) -> None:
+        self.name = name
+        self.on_error = on_error
+        self._pickle_if_private = pickle_if_private
+        self._arguments = arguments
+        self._cache: Cache | None = None
+        self._opening = threading.Lock()
+        self._refused: errors.ShmcacheError | None = None
+        self._retry_at = 0.0
+        self._logged: dict[type[Exception], float] = {}
+
+    @property
+    def cache(self) -> Cache:
+        """The open cache. Raises what opening one raises; for a second after a failure the same
+        error again, unless `on_error` is ``"raise"``."""
+        cache = self._cache
+        if cache is None:
+            with self._opening:
+                cache = self._cache
+                if cache is None:
+                    cache = self._cache = self._open()
+        return cache
+
+    def _open(self) -> Cache:
+        refused = self._refused
+        if refused is not None and self.on_error == "miss" and time.monotonic() < self._retry_at:
+            raise refused
+        try:
+            cache = self._attach_or_create()
+        except OUTAGES as error:
+            self._refused = error.with_traceback(None)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            raise
+        self._refused = None
+        return cache
+
+    def _attach_or_create(self) -> Cache:
+        arguments = self._arguments
+        private = not arguments.get("mode", 0o600) & 0o022
+        if not self._pickle_if_private or arguments.get("codec") is not None or not private:
+            return Cache(self.name, **arguments)
+        try:
+            return Cache(self.name, **arguments, create=False)
+        except errors.CacheNotFound:
+            pass
+        try:
+            return Cache(self.name, **{**arguments, "codec": "pickle"})
+        except ValueError:  # somebody has just made it, with another codec (or we ask for nonsense)
+            return Cache(self.name, **arguments)
+
+    def run(self, operation: Callable[[Cache], T], missed: T) -> T:
+        """The result of `operation`, or `missed` where an outage keeps it from having one.
+
+        Called once more where the cache has been unlinked or replaced: on the one that is there
+        now. Raises what `operation` raises otherwise, and everything with ``on_error="raise"``.
+        """
+        try:
+            try:
+                return operation(self.cache)
+            except _GONE:
+                self._reopen()
+                return operation(self.cache)
+        except OUTAGES as error:
+            if self.on_error == "raise":
+                raise
+            self.log(error)
+            return missed
+
+    def _reopen(self) -> None:
+        with self._opening:
+            cache = self._cache
+            if cache is None:
+                return
+            try:
+                len(cache)  # another thread may have reopened it meanwhile
+            except _GONE:
+                self._cache = None
+                cache.close()
+
+    def log(self, error: Exception) -> None:
+        """Log an outage that is served as a miss; of one kind once a minute."""
+        now = time.monotonic()
+        if now - self._logged.get(type(error), -LOG_SECONDS) >= LOG_SECONDS:
+            self._logged[type(error)] = now
+            logger.warning(
+                "cache %r: an outage is treated as a miss (%s: %s)",
+                self.name,
+                type(error).__name__,
+                error,
+            )
+
+    def close(self) -> None:
+        """Let go of the cache; the next use opens it again."""
+        with self._opening:
+            cache, self._cache = self._cache, None
+        if cache is not None:
+            cache.close()

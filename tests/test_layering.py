@@ -29,8 +29,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *("swap", "latency", "token", "observer"),
     ),
     (
-        *("owner", "metrics", "snapshot", "snapshotfile", "doctor", "settings", "notify"),
-        *("trace", "replay", "readthrough", "measure"),
+        *("owner", "metrics", "collector", "snapshot", "snapshotfile", "doctor", "settings"),
+        *("notify", "trace", "replay", "readthrough", "measure"),
     ),
     ("daemon", "exporter", "contrib", "recipes"),
     ("cli", "__main__"),

@@ -153,6 +153,7 @@ cdef extern from "core.h" nogil:
         uint64_t value
 
     ctypedef struct shm_ring:
+        char *name  # SHM_NAME_SIZE bytes in place
         uint64_t head, sum_ns, max_ns
 
     ctypedef struct shm_rings_view:

@@ -278,5 +278,24 @@ def verify_rings(Attached h not None):
     return rows
 
 
+def ring_names(Attached h not None):
+    """Names of the rings that have one, the cache's own first.  Takes no lock; what is damaged is
+    left out (`verify_rings` tells)."""
+    cdef shm_rings_view rings
+    cdef shm_ring_view ring
+    cdef object mapping
+    cdef bytes raw
+    cdef list names = []
+    cdef uint32_t i
+    h.ready()
+    mapping = h.mapping  # kept, whatever other threads do to the handle
+    rings = h.rings
+    for i in range(rings.count):
+        if shm_ring_open(&rings, i, &ring) == SHM_HIT:
+            raw = PyBytes_FromStringAndSize(ring.ring.name, SHM_NAME_SIZE)
+            names.append(raw.rstrip(b"\0").decode("utf-8", "replace"))
+    return names
+
+
 RING_OWN_GET = SHM_RING_OWN_GET.decode()
 RING_OWN_SET = SHM_RING_OWN_SET.decode()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from shmcache import errors
 from shmcache._core import LAYOUT
 from shmcache._linux import Mapping
-from shmcache.block import DEAD, Superblock, load_word, segment_path
-from shmcache.liveness import ClientTable
+from shmcache.block import DEAD, OWNER, OWNER_PID, Superblock, load_word, segment_path
+from shmcache.liveness import GENERATION_BITS, ClientTable, is_locked
 from shmcache.semaphores import SHM_DIR
 
 __all__ = ["CacheInfo", "list_caches"]
@@ -36,6 +36,8 @@ class CacheInfo:
         clients: living processes that have it open, observers (`shmcache.observer`) left out;
             None where it cannot be read.
         owner: the user that it belongs to, by name where there is one, else "uid 1234".
+        owner_pid: the process id of its owner daemon, as its own namespace sees it; None where
+            none is alive, or the segment cannot be read.
         problem: why it cannot be read or used; "" where it can.
     """
 
@@ -44,6 +46,7 @@ class CacheInfo:
     entries: int | None
     clients: int | None
     owner: str
+    owner_pid: int | None = None
     problem: str = ""
 
 
@@ -76,16 +79,27 @@ def _look(name: str) -> CacheInfo | None:
         if load_word(mapping, DEAD):
             return None
         clients = ClientTable(mapping, superblock.geometry, path).living()
+        owner_pid = _owner_pid(mapping, superblock, path)
     except FileNotFoundError:
         return None
     except (OSError, errors.ShmcacheError) as error:
-        return CacheInfo(name, status.st_size, None, None, owner, str(error))
+        return CacheInfo(name, status.st_size, None, None, owner, problem=str(error))
     geometry = superblock.geometry
     entries = sum(
         load_word(mapping, geometry.shards_off + shard * geometry.shard_stride + _ENTRIES)
         for shard in range(geometry.shard_count)
     )
-    return CacheInfo(name, geometry.total_size, entries, clients, owner)
+    return CacheInfo(name, geometry.total_size, entries, clients, owner, owner_pid)
+
+
+def _owner_pid(mapping: Mapping, superblock: Superblock, path: str) -> int | None:
+    """The owner daemon's pid, if the kernel says that it is alive."""
+    word = memoryview(mapping)[OWNER : OWNER + 8].cast("Q")[0]
+    client, generation = (word >> GENERATION_BITS) - 1, word & ((1 << GENERATION_BITS) - 1)
+    if not 0 <= client < superblock.geometry.client_count:
+        return None
+    _, inode, alive = is_locked(path, client, generation)
+    return load_word(mapping, OWNER_PID) if alive and inode == superblock.inode else None
 
 
 def _user_name(uid: int) -> str:

@@ -27,6 +27,9 @@ _MEASURE = "Measure and set up"
 # One line a command; the order is the order of `shmcache --help`.
 COMMANDS = {
     "ls": Place(_LOOK, "shmcache.cli.caches", "ls", "List the caches on this host"),
+    "stats": Place(_LOOK, "shmcache.cli.stats", "stats", "Show what a cache has counted"),
+    "top": Place(_LOOK, "shmcache.cli.top", "top", "Watch a cache at work, live"),
+    "latency": Place(_LOOK, "shmcache.cli.latency", "latency", "Show how long calls took"),
     "doctor": Place(
         _LOOK, "shmcache.cli.doctor", "doctor", "Find what is wrong, and say what mends it"
     ),

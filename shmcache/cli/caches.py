@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from shmcache.cli.output import console, failing_clearly, size_text
-from shmcache.segment import list_caches
+from shmcache.segment import CacheInfo, list_caches
 
 
 @click.command()
@@ -18,7 +18,9 @@ from shmcache.segment import list_caches
 def ls(as_json: bool) -> None:
     """List the caches on this host: size, entries, attached processes, owner.
 
-    Looking changes nothing: no cache is attached to.
+    USER is whose the shared memory is; OWNER the process id of the daemon that owns the cache,
+    where one runs (`shmcache serve`). Looking changes nothing: no cache is attached to. A cache
+    that cannot be read is listed with the reason.
 
     \b
     Example:
@@ -28,11 +30,34 @@ def ls(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(cache) for cache in caches]))
         return
-    table = Table("name", box=None)
-    for heading in ("size", "entries", "clients", "owner"):
-        table.add_column(heading, justify="right")
+    out = console()
+    if not caches:
+        out.print("no caches")
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", overflow="fold")
+    for heading in ("size", "entries", "clients", "user", "owner"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for cache in caches:
         table.add_row(
-            cache.name, size_text(cache.size), str(cache.entries), str(cache.clients), cache.owner
+            cache.name,
+            size_text(cache.size),
+            _count(cache.entries),
+            _count(cache.clients),
+            cache.owner,
+            _daemon(cache),
         )
-    console().print(table if caches else "no caches")
+    out.print(table)
+    for cache in caches:
+        if cache.problem:
+            out.print(f"\n{cache.name}: {cache.problem}", markup=False, style="yellow")
+
+
+def _count(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
+
+
+def _daemon(cache: CacheInfo) -> str:
+    if cache.entries is None:
+        return "?"
+    return "-" if cache.owner_pid is None else f"pid {cache.owner_pid}"

@@ -15,12 +15,22 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+PLAIN_COLUMNS = 500
+"""Width of output that goes to no terminal."""
+
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console on what standard output (or error) is now, so that tests can capture it."""
+    """Return a console on what standard output (or error) is now, so that tests can capture it.
+
+    Without a terminal it is wide enough for any table: a log or a pipe has no width to be cut to,
+    whatever `COLUMNS` says (a parent that has loaded readline sets it to 80).
+    """
     from rich.console import Console  # a tenth of a second, for commands that draw
 
-    return Console(stderr=stderr, highlight=False)
+    out = Console(stderr=stderr, highlight=False)
+    if not out.is_terminal:
+        out.width = PLAIN_COLUMNS
+    return out
 
 
 def failing_clearly(command: Callable[P, None]) -> Callable[P, None]:

@@ -117,7 +117,7 @@ def read(cache: Cache) -> Reading:
 
     Returns the reading. Takes no shard's lock and never waits. Raises `CacheNotFound` where the
     cache was unlinked or replaced, `CacheClosed` where the handle was closed. Cost: `stats()`,
-    and about 1 ms for each ring with 4,096 samples.
+    and about 0.3 ms for each ring that keeps 4,096 samples.
     """
     attachment = cache._held
     superblock = attachment.superblock

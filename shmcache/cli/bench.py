@@ -73,8 +73,8 @@ def _print(measured: Measured) -> None:
     out.print(
         f"\n1,000 keys, values of 100 bytes and ints; medians of {measured.rounds} rounds in "
         f"{measured.seconds:.1f} s on one of {measured.cpus} CPUs, the loop subtracted.",
-        soft_wrap=True,
+        soft_wrap=not out.is_terminal,
     )
     out.print("What this cannot see:")
     for spot in BLIND_SPOTS:
-        out.print(f"  - {spot}", soft_wrap=True)
+        out.print(f"  - {spot}", soft_wrap=not out.is_terminal)

@@ -80,4 +80,7 @@ def _print_verdict(name: str | None, found: list[Diagnosis], ok: bool) -> None:
         return
     caches = len(list_caches()) if name is None else 1
     which = f"cache {name!r}" if name else f"{caches} cache{'' if caches == 1 else 's'}"
-    out.print(f"nothing found. Checked {which} and this host: {', '.join(CHECKS)}", soft_wrap=True)
+    out.print(
+        f"nothing found. Checked {which} and this host: {', '.join(CHECKS)}",
+        soft_wrap=not out.is_terminal,
+    )

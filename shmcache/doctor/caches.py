@@ -209,7 +209,8 @@ def _examine_users(superblock: Superblock, mapping: Mapping, path: str) -> Itera
         yield Diagnosis(
             "warning",
             name,
-            f"cache {name!r} is a leftover: {size_text(mapping.size)}, {entries} entries, "
+            f"cache {name!r} is a leftover: {size_text(mapping.size)}, {entries:,} "
+            f"{'entry' if entries == 1 else 'entries'}, "
             f"created {_ago(superblock)}, without an owner daemon and without clients",
             "it holds its memory until somebody opens it (who finds it warm), or unlinks it"
             + (

@@ -143,7 +143,7 @@ def test_an_absent_cache(places: Places, cache_name: str) -> None:
 def test_a_leftover_of_the_killed(cache_name: str, places: Places, start: Any) -> None:
     die(start, cache_name)
     (diagnosis,) = found(cache_name, places, "leftover")
-    assert "1.0 MiB, 1 entries" in diagnosis.what
+    assert "1.0 MiB, 1 entry," in diagnosis.what
     assert "killed" in diagnosis.why
     invoke(*diagnosis.remedy.split(",")[0].split()[1:])
     assert not names.leftovers(cache_name)

@@ -413,3 +413,17 @@ def test_ls_lists_it(new_name: Callable[[], str]) -> None:
     name = new_name()
     with Cache(name, size="1MiB"):
         assert name in run("ls").stdout.decode()
+
+
+def test_ls_cuts_no_name_and_names_what_is_wrong(new_name: Callable[[], str]) -> None:
+    name = new_name()[:40] + "-" * 20
+    with Cache(name, size="1MiB"):
+        told = invoke("ls").stdout
+        assert f"{name} " in told
+        with mapped(name) as data:
+            before = data[0:8]
+            data[0:8] = b"garbage!"
+            done = invoke("ls")
+            data[0:8] = before
+    assert f"\n{name}: " in done.stdout
+    assert not names.leftovers(name)

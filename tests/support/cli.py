@@ -15,7 +15,7 @@ def invoke(
     *arguments: str,
     status: int | None = 0,
     input: str | bytes | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
 ) -> Result:
     """Run a command in this process; it must exit with ``status`` (None: any), without a raise."""
     from shmcache.cli import main

@@ -30,9 +30,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("owner", "metrics", "collector", "snapshot", "snapshotfile", "doctor", "settings"),
-        *("notify", "trace", "replay", "readthrough", "measure"),
+        *("notify", "trace", "replay", "readthrough", "measure", "saver", "wakeup"),
     ),
-    ("daemon", "exporter", "contrib", "recipes"),
+    ("daemon", "exporter", "listener", "contrib", "recipes"),
     ("cli", "__main__"),
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}

@@ -23,6 +23,7 @@ if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
 from support import names  # noqa: E402 - needs the path above
+from support.daemons import Daemon  # noqa: E402 - needs the path above
 from support.processes import Worker  # noqa: E402 - needs the path above
 
 
@@ -105,3 +106,24 @@ def start(new_name: Callable[[], str]) -> Iterator[Callable[..., Worker]]:
     yield start_one
     for worker in started:
         worker.kill()
+
+
+@pytest.fixture
+def serve(new_name: Callable[[], str], tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts owner daemons: ``serve(name, *arguments, environment=..., command=...)``.
+
+    At the end those still running are killed, and the caches that they made are removed: a daemon
+    leaves its cache where it is.
+    """
+    started: list[Daemon] = []
+
+    def start_one(name: str, *arguments: str, **options: Any) -> Daemon:
+        options.setdefault("directory", tmp_path)
+        started.append(Daemon(name, *arguments, **options))
+        return started[-1]
+
+    yield start_one
+    for daemon in started:
+        daemon.kill()
+    for daemon in started:
+        names.remove(names.leftovers(daemon.name))

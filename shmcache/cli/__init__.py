@@ -26,6 +26,9 @@ _MEASURE = "Measure and set up"
 
 # One line a command; the order is the order of `shmcache --help`.
 COMMANDS = {
+    "serve": Place(
+        _RUN, "shmcache.cli.serve", "serve", "Own a cache: create or adopt, and keep it"
+    ),
     "ls": Place(_LOOK, "shmcache.cli.caches", "ls", "List the caches on this host"),
     "stats": Place(_LOOK, "shmcache.cli.stats", "stats", "Show what a cache has counted"),
     "top": Place(_LOOK, "shmcache.cli.top", "top", "Watch a cache at work, live"),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 import time
 from collections.abc import Callable
@@ -125,19 +126,8 @@ class SnapshotInfo:
     @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for a `Cache` like the one that was saved."""
-        return {
-            "size": self.size,
-            "shards": self.shards,
-            "avg_entry_size": self.avg_entry_size,
-            "policy": self.policy,
-            "codec": self.codec,
-            "slots": self.swap_slots,
-            "slot_capacity": self.slot_capacity,
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as a dict, ready for JSON."""
-        return asdict(self)
+        same = ("size", "shards", "avg_entry_size", "policy", "codec", "slot_capacity")
+        return {"slots": self.swap_slots, **{key: getattr(self, key) for key in same}}
 
 
 OnProgress = Callable[[SnapshotProgress], object]
@@ -203,14 +193,10 @@ def save(cache: Cache, path: Path, *, on_progress: OnProgress | None = None) -> 
                 on_progress(SnapshotProgress("saving", done, entries))
         size = writer.commit(entries=entries, slots=len(slots))
     if damaged or unsound:
-        logger.warning(
-            "cache %r: %d entries and swap slots %s are damaged, and were not saved to %s; run "
-            "verify()",
-            cache.name,
-            damaged,
-            unsound,
-            path,
+        text = (
+            "cache %r: damaged, and so not saved (verify() tells more): %d entries, swap slots %s"
         )
+        logger.warning(text, cache.name, damaged, unsound)
     seconds = time.monotonic() - started
     return SnapshotReport(entries, size, seconds, len(slots), damaged + len(unsound))
 
@@ -236,14 +222,19 @@ def verify(path: Path, *, on_progress: OnProgress | None = None) -> SnapshotInfo
         return info
 
 
+_TEXTS: Final = {
+    "name": re.compile(rf"[A-Za-z0-9._-]{{1,{limits.NAME_MAX}}}"),
+    "codec": re.compile(rf"[ -~]{{1,{limits.CODEC_NAME_MAX}}}"),
+    "policy": re.compile("evict|keep"),
+}
 _NUMBERS: Final = ("size", "shards", "avg_entry_size", "swap_slots", "slot_capacity")
 
 
 def _info(reader: Reader) -> SnapshotInfo:
     header, totals = reader.header, reader.totals
-    for key in ("name", "codec", "policy"):
-        if not isinstance(header.get(key), str):
-            reader.fail(16, f"the header's {key!r} is no text")
+    for key, may_be in _TEXTS.items():
+        if not isinstance(header.get(key), str) or not may_be.fullmatch(header[key]):
+            reader.fail(16, f"the header's {key!r} is none")
     for key in _NUMBERS:
         if type(header.get(key)) is not int or not 0 <= header[key] < 1 << 63:
             reader.fail(16, f"the header's {key!r} is no number of bytes or things")
@@ -387,7 +378,7 @@ def restore(
         if codec is not None:
             _same_codec(reader, info, codec.name)
         found = _check(reader, on_progress)
-        arguments = info.arguments | {"persist": True, "mode": mode, "group": group}
+        arguments = info.arguments | {"mode": mode, "group": group}
         if size is not None:
             arguments |= {"size": size, "shards": None}
         if codec is not None:
@@ -406,6 +397,8 @@ def restore(
         try:
             _same_codec(reader, info, cache.codec)
             report = _store(cache, reader, info, found, on_progress, started, created)
+            if created:  # now that it is whole: what a killed load leaves does not pass for one
+                cache._held.set_persist(True)
         except BaseException:
             if created:
                 cache.unlink()

@@ -330,7 +330,13 @@ def import_records(Handle h, buffer, list counts):
             key.kind = r.key_kind
             if r.key_kind & SHM_K_NAMESPACED:
                 memcpy(&n, r.key, 2)
-                epoch = _epoch_to_store_under(h, r.key + 2, n)
+                try:
+                    epoch = _epoch_to_store_under(h, r.key + 2, n)
+                except _errors.CacheFull:
+                    raise _errors.CacheFull(
+                        f"no room for the epoch of the namespace of key {_key_of_record(&r)!r:.80} "
+                        f"in cache {h.name!r} (delete entries, let them expire, or make the cache "
+                        "larger)") from None
                 memcpy(room, r.key, <size_t>2 + n)
                 memcpy(room + 2 + n, &epoch, 8)
                 memcpy(room + 2 + n + 8, r.key + 2 + n, <size_t>r.key_len - 2 - n)

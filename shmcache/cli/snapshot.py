@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from datetime import datetime
 
 import click
@@ -135,7 +136,7 @@ def info(file: str, as_json: bool) -> None:
     with _Display() as display:
         found = snapshots.verify(file, on_progress=display.show)
     if as_json:
-        click.echo(json.dumps(found.as_dict()))
+        click.echo(json.dumps(asdict(found)))
         return
     saved = datetime.fromtimestamp(found.created_at).astimezone().isoformat(" ", "seconds")
     click.echo(

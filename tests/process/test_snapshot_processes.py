@@ -161,6 +161,31 @@ def test_a_save_that_is_killed_leaves_the_old_file(
     assert snapshot.verify(file).entries == report.entries == 20_000
 
 
+def restore_and_say(channel: Channel, name: str, file: Path) -> None:
+    """Load into a new cache; say so in the middle of it."""
+
+    def tell(progress: SnapshotProgress) -> None:
+        if progress.phase == "loading":
+            channel.send(progress.entries)
+            channel.recv()
+
+    snapshot.restore(name, file, on_progress=tell)
+
+
+def test_a_load_that_is_killed_leaves_no_cache_that_passes_for_a_whole_one(
+    filled: Cache, new_name: Callable[[], str], start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    file, name = tmp_path / "a.snapshot", new_name()
+    snapshot.save(filled, file)
+    worker = start(restore_and_say, name, file)
+    stored = worker.recv()
+    assert 0 < stored < 20_000
+    worker.kill()
+    with Cache(name, create=False) as cache:
+        assert len(cache) == stored and not cache.persist and cache.verify() == []
+    assert names.leftovers(name) == [], "gone with its last client"
+
+
 def test_two_saves_of_one_file_do_not_sweep_each_other(
     filled: Cache, start: Callable[..., Worker], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import xxhash
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.segments import mapped
 
 from shmcache import Cache, DecodeError, _core, snapshot
@@ -222,6 +225,33 @@ def test_good_records_made_by_hand_are_loaded(
     assert cache.slot("slot").load() == b"bytes" and cache.verify() == []
 
 
+RECORDS = st.builds(
+    record,
+    key=st.one_of(st.binary(max_size=40), st.builds(path_of, st.binary(max_size=4))),
+    value=st.binary(max_size=40),
+    key_kind=st.sampled_from([*range(1, 9), *range(17, 25), 0, 9, 31, 33, 0x50, 0x90]),
+    value_kind=st.integers(0, 12),
+    ttl=st.sampled_from([0, 1, 1000, 3_155_760_000_000, 1 << 43]),
+    stale=st.sampled_from([0, 1, 0x7FFF << 31]),
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(RECORDS, max_size=4), st.integers(-1, 1))
+def test_any_records_are_refused_or_loaded_and_the_cache_stays_sound(
+    cache: Cache, tmp_path: Path, records: list[bytes], more: int
+) -> None:
+    count = max(0, len(records) + more)
+    made(tmp_path / "made", (ENTRIES, count, b"".join(records)))
+    with contextlib.suppress(DecodeError):
+        assert snapshot.load(cache, tmp_path / "made").entries == count == len(records)
+    assert cache.verify() == []
+    for kind in ("", b"", ()):
+        with contextlib.suppress(DecodeError):  # a value, or a key, that cannot be decoded
+            for key in cache.scan(kind):
+                cache.get(key)
+
+
 BAD_SLOTS: dict[str, bytes] = {
     "nothing": b"",
     "no name": struct.pack("<HBx", 0, 1) + b"bytes",
@@ -246,8 +276,11 @@ def test_what_is_no_slot_is_refused(
 @pytest.mark.parametrize(
     ("header", "said", "blocks", "why"),
     [
-        ({"codec": 1}, {}, [], "'codec' is no text"),
-        ({"name": None}, {}, [], "'name' is no text"),
+        ({"codec": 1}, {}, [], "'codec' is none"),
+        ({"name": None}, {}, [], "'name' is none"),
+        ({"name": "\x1b[2J"}, {}, [], "'name' is none"),
+        ({"codec": "a\n"}, {}, [], "'codec' is none"),
+        ({"policy": "evicts"}, {}, [], "'policy' is none"),
         ({"size": -1}, {}, [], "'size'"),
         ({"size": 1.5}, {}, [], "'size'"),
         ({"shards": True}, {}, [], "'shards'"),

@@ -6,14 +6,23 @@ question is who has died. docs/recipes/ says for each when to use it, and when a
 do.
 """
 
+from shmcache.recipes.breaker import CircuitBreaker, CircuitOpen
+from shmcache.recipes.hub import ClientHub
+from shmcache.recipes.limiter import Limiter, LimiterTimeout, Permit
 from shmcache.recipes.pending import Pending, PendingEvents
 from shmcache.recipes.pool import PoolExhausted, Reservation, ResourcePool
 from shmcache.recipes.ports import PortPool, is_bindable
 from shmcache.recipes.tracker import ResourceExists, ResourceTracker
 
 __all__ = [
+    "CircuitBreaker",
+    "CircuitOpen",
+    "ClientHub",
+    "Limiter",
+    "LimiterTimeout",
     "Pending",
     "PendingEvents",
+    "Permit",
     "PoolExhausted",
     "PortPool",
     "Reservation",

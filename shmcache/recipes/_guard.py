@@ -30,14 +30,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from shmcache.errors import CacheFull, LockTimeout, WouldBlock
 from shmcache.namespace import Namespace
 from shmcache.recipes._state import damaged, logger, pack, step_back, unpack
 from shmcache.recipes._worker import Token, Worker
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "Keeper"]
 
 R = TypeVar("R")
 
@@ -63,6 +63,18 @@ def _pack(holder: list[int] | None, note: Any, data: Any) -> bytes:
     return packed
 
 
+class Keeper(Protocol):
+    """Whose entries a guard's record sums up. Passed to each call, and not kept: a recipe that
+    nobody uses any more lets go of its cache at once."""
+
+    def build(self, key: str) -> Any:
+        """The data of the record `key`, from the entries alone. Called under the guard."""
+
+    def settle(self, note: Any, data: Any) -> Any:
+        """The data after the noted change, from what the entry is now. Runs under the guard, maybe
+        more than once for one note, maybe in another process than the one that made the note."""
+
+
 class Guard:
     """One record and the entries that it sums up.
 
@@ -70,29 +82,16 @@ class Guard:
         room: where the record is.
         key: of the record.
         worker: this process.
-        build: the data, from the entries alone; called under the guard.
-        settle: ``settle(note, data)``: the data after the noted change, from what the entry is
-            now. Runs under the guard, maybe more than once for one note, maybe in another
-            process than the one that made the note.
     """
 
-    __slots__ = ("build", "key", "room", "settle", "worker")
+    __slots__ = ("key", "room", "worker")
 
-    def __init__(
-        self,
-        room: Namespace[Any],
-        key: str,
-        worker: Worker,
-        build: Callable[[], Any],
-        settle: Callable[[Any, Any], Any],
-    ) -> None:
+    def __init__(self, room: Namespace[Any], key: str, worker: Worker) -> None:
         self.room = room
         self.key = key
         self.worker = worker
-        self.build = build
-        self.settle = settle
 
-    def read(self) -> Any:
+    def read(self, keeper: Keeper) -> Any:
         """The data. Takes no lock, unless there is something to repair or to build."""
         while True:
             packed = self.room.get(self.key)
@@ -100,16 +99,19 @@ class Guard:
                 holder, _, data = self._parse(packed)
                 if holder is None or self._is_alive(holder):
                     return data
-            self.change(lambda data: None, lambda note: None)
+            self.change(keeper, lambda data: None, lambda note: None)
 
-    def rebuild(self) -> None:
+    def rebuild(self, keeper: Keeper) -> None:
         """Build the data anew from the entries."""
-        self.change(lambda data: BUILD, lambda note: None)
+        self.change(keeper, lambda data: BUILD, lambda note: None)
 
-    def change(self, plan: Callable[[Any], Any], act: Callable[[Any], R]) -> R | None:
+    def change(
+        self, keeper: Keeper, plan: Callable[[Any], Any], act: Callable[[Any], R]
+    ) -> R | None:
         """Change an entry, and the data with it.
 
         Args:
+            keeper: whose record it is.
             plan: ``plan(data)`` returns the note, or None if there is nothing to do; what it
                 reads of the entries is still so when `act` runs. May run more than once.
             act: ``act(note)`` changes the entry; runs once, while nobody else can.
@@ -121,24 +123,24 @@ class Guard:
         _under_way.add(serial)
         try:
             mine = [*self.worker.token(), serial]
-            note = self._take(mine, plan)
+            note = self._take(keeper, mine, plan)
             if note is None:
                 return None
             try:
                 return act(note)
             finally:
-                self._leave(mine)
+                self._leave(keeper, mine)
         finally:
             _under_way.discard(serial)
 
-    def _take(self, mine: list[int], plan: Callable[[Any], Any]) -> Any:
+    def _take(self, keeper: Keeper, mine: list[int], plan: Callable[[Any], Any]) -> Any:
         room, key = self.room, self.key
         lost, pause, deadline = 0, _FIRST_PAUSE_S, None
         while True:
             seen = room.gets(key)
             if seen is None:
                 if room.add(key, _pack(mine, BUILD, None)):
-                    self._leave(mine)
+                    self._leave(keeper, mine)
                 continue
             holder, note, data = self._parse(seen.value)
             if holder is None:
@@ -149,7 +151,7 @@ class Guard:
                 step_back(lost)
             elif not self._is_alive(holder):
                 if room.cas(key, _pack(mine, note, data), seen.version):
-                    self._leave(mine)
+                    self._leave(keeper, mine)
             else:
                 now = time.monotonic()
                 if deadline is None:
@@ -159,7 +161,7 @@ class Guard:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _leave(self, mine: list[int]) -> None:
+    def _leave(self, keeper: Keeper, mine: list[int]) -> None:
         """Settle what was noted, and let go of the record."""
         try:
             while True:
@@ -169,7 +171,7 @@ class Guard:
                 holder, note, data = self._parse(seen.value)
                 if holder != mine:
                     return
-                after = self.build() if note == BUILD else self.settle(note, data)
+                after = keeper.build(self.key) if note == BUILD else keeper.settle(note, data)
                 if self.room.cas(self.key, _pack(None, None, after), seen.version):
                     return
         except (LockTimeout, CacheFull) as error:

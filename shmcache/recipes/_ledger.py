@@ -11,7 +11,6 @@ was killed is settled by the next caller who reads or changes the count of that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 import xxhash
@@ -39,10 +38,7 @@ class Ledger:
         self.entries = open_room(cache, kind, name, durable=True)
         self._counts = open_room(cache, f"{kind}.count", name, durable=False)
         self.worker = Worker(self.entries)
-        self._guards = [
-            Guard(self._counts, str(stripe), self.worker, self._builder(stripe), self._settle)
-            for stripe in range(STRIPES)
-        ]
+        self._guards = [Guard(self._counts, str(stripe), self.worker) for stripe in range(STRIPES)]
 
     def add(self, key: Key, value: Any) -> bool:
         """Store a value under an id that has none; True for one caller among all processes."""
@@ -51,7 +47,7 @@ class Ledger:
         def plan(count: int) -> list[Any] | None:
             return None if key in self.entries else [kind, content, 0]
 
-        added = self._guards[stripe].change(plan, lambda note: self.entries.add(key, value))
+        added = self._guards[stripe].change(self, plan, lambda note: self.entries.add(key, value))
         return bool(added)
 
     def take(self, key: Key) -> Any:
@@ -64,32 +60,28 @@ class Ledger:
         def act(note: list[Any]) -> tuple[Any]:
             return (self.entries.pop(key, ABSENT),)  # in a tuple: None is a value too
 
-        taken = self._guards[stripe].change(plan, act)
+        taken = self._guards[stripe].change(self, plan, act)
         return ABSENT if taken is None else taken[0]
 
     def count(self) -> int:
         """How many entries there are: the sum of the stripes."""
-        return sum(int(guard.read()) for guard in self._guards)
+        return sum(int(guard.read(self)) for guard in self._guards)
 
     def recount(self) -> int:
         """Count anew, by walking the cache's index once for each stripe; how many there are."""
         for guard in self._guards:
-            guard.rebuild()
+            guard.rebuild(self)
         return self.count()
 
-    def _settle(self, note: list[Any], count: int) -> int:
+    def settle(self, note: list[Any], data: int) -> int:
+        """The count after a change: what it was before, and whether the id has come or gone."""
         kind, content, before = note
         now = int(keys.decode(kind, content) in self.entries)
-        return max(0, count + now - int(before))
+        return max(0, data + now - int(before))
 
-    def _builder(self, stripe: int) -> Any:
-        def build() -> int:
-            return sum(1 for key in self._ids() if _place(key)[2] == stripe)
-
-        return build
-
-    def _ids(self) -> Iterator[Key]:
-        return iter(self.entries)
+    def build(self, key: str) -> int:
+        """The count of a stripe, by a walk over all ids."""
+        return sum(1 for id in self.entries if str(_place(id)[2]) == key)
 
 
 def _place(key: Key) -> tuple[int, bytes, int]:

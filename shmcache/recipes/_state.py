@@ -10,11 +10,12 @@ unpickled.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgpack
 
@@ -22,7 +23,7 @@ from shmcache.cache import Cache
 from shmcache.errors import DecodeError
 from shmcache.namespace import Namespace
 
-__all__ = ["Cell", "damaged", "open_room", "pack", "unpack"]
+__all__ = ["Cell", "Recipe", "damaged", "open_room", "pack", "unpack"]
 
 logger = logging.getLogger("shmcache")
 
@@ -84,6 +85,24 @@ def step_back(lost: int) -> None:
     """Give way after `lost` lost races, for a random time that grows with them."""
     if lost > _FRIENDLY:
         time.sleep(random.random() * min(_LONGEST_STEP_S, 2e-6 * 2 ** min(lost, 10)))
+
+
+class Recipe:
+    """What all recipes are: they pickle to "the recipe of that name", as a cache does, so that one
+    can be an argument of a `multiprocessing.Process`. Functions among their arguments (a clock, a
+    predicate) must pickle then too."""
+
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **named: Any) -> Self:
+        """Remember what it is made from."""
+        self = super().__new__(cls)
+        self._arguments = (args, named)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        args, named = self._arguments
+        return functools.partial(type(self), *args, **named), ()
 
 
 class Cell:

@@ -15,7 +15,7 @@ from shmcache import limits
 from shmcache.cache import Cache
 from shmcache.keys import Key
 from shmcache.recipes._ledger import ABSENT, Ledger
-from shmcache.recipes._state import damaged
+from shmcache.recipes._state import Recipe, damaged
 from shmcache.recipes._worker import Token
 
 __all__ = ["Pending", "PendingEvents"]
@@ -44,7 +44,7 @@ class Pending(Generic[P]):
     attempts: int
 
 
-class PendingEvents(Generic[P]):
+class PendingEvents(Recipe, Generic[P]):
     """Events that some worker is to complete: requests sent, jobs handed out, webhooks awaited.
 
     Args:

@@ -13,6 +13,7 @@ from shmcache.cache import Cache
 from shmcache.errors import ShmcacheError
 from shmcache.keys import Key
 from shmcache.recipes._ledger import ABSENT, Ledger
+from shmcache.recipes._state import Recipe
 
 __all__ = ["ResourceExists", "ResourceTracker"]
 
@@ -32,7 +33,7 @@ def _state_is_running(value: Any) -> bool:
     return bool(state == "running")
 
 
-class ResourceTracker(Generic[V]):
+class ResourceTracker(Recipe, Generic[V]):
     """Resources (jobs, sessions, subprocesses) by id, for thousands of them and many processes.
 
     Args:

@@ -172,7 +172,7 @@ def test_a_cache_that_evicts_is_warned_of(cache: Cache, caplog: pytest.LogCaptur
 def test_a_thread_that_was_interrupted_leaves_nothing_locked(
     tracker: ResourceTracker[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Any, mine: Any) -> None:
+    def refuse(*args: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -194,7 +194,7 @@ def hold_and_hang(channel: Channel, name: str) -> None:
             channel.send("inside")
             channel.recv()
 
-        guard.change(lambda data: [1, b"x", 0], hang)
+        guard.change(tracker._ledger, lambda data: [1, b"x", 0], hang)
 
 
 def test_a_living_holder_is_not_robbed(open_cache: Callable[..., Cache], start: Any) -> None:

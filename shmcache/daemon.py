@@ -67,6 +67,10 @@ STALE_S: Final = 10.0
 EXTEND_S: Final = 30.0
 """Asked of the service manager at a time, while a snapshot is loaded or the last one saved."""
 
+LOAD_S: Final = 600.0
+"""What the watchdog is asked to wait while a cache that was removed is filled from its snapshot:
+there are no rounds meanwhile."""
+
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -162,10 +166,10 @@ class Daemon:
             ShmcacheError: as opening a `Cache`.
             OSError: the last snapshot could not be saved.
         """
+        if self._config is not None:  # before it is read: no change is missed
+            self._watch = FileWatch(self._config)
         self._settings = self._load()
         self._wanted = self._settings.cache
-        if self._config is not None:
-            self._watch = FileWatch(self._config)
         with self._wakeup:
             try:
                 self._start()
@@ -356,13 +360,19 @@ class Daemon:
 
     def _make_anew(self, now: float) -> None:
         settings = dataclasses.replace(self._settings, cache=self._wanted)
+        patience = self._notifier.watchdog_s
         try:
+            if patience is not None and settings.daemon.snapshot is not None:
+                self._notifier.patience(max(patience, LOAD_S))
             self._open(settings)
         except (ShmcacheError, OSError, ValueError) as error:
             self._suffer(error, now)
         else:
             self._settings = settings
             self._notifier.status(self._status())
+        finally:
+            if patience is not None and settings.daemon.snapshot is not None:
+                self._notifier.patience(patience)
 
     # --------------------------------------------------------------------------- snapshots
     def _plan_saves(self) -> None:

@@ -74,6 +74,13 @@ class Notifier:
         """A sign of life. Does nothing where none is expected."""
         return self.watchdog_s is not None and self._send("WATCHDOG=1")
 
+    def patience(self, seconds: float) -> bool:
+        """Ask the watchdog to wait that long from now on, as `WATCHDOG_USEC` did at the start; for
+        work that is known to take long. Does nothing where no sign of life is expected."""
+        return self.watchdog_s is not None and self._send(
+            f"WATCHDOG_USEC={round(seconds * 1_000_000)}"
+        )
+
     def extend_timeout(self, seconds: float) -> bool:
         """Start-up or stop goes on, and will say so again, or be done, within `seconds`."""
         return self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")

@@ -37,6 +37,8 @@ def test_each_word_is_one_datagram(address: str) -> None:
         assert manager.next() == {"STATUS": "a = b"}
         assert notifier.extend_timeout(1.5)
         assert manager.next() == {"EXTEND_TIMEOUT_USEC": "1500000"}
+        assert notifier.patience(600)
+        assert manager.next() == {"WATCHDOG_USEC": "600000000"}
         assert notifier.stopping("bye")
         assert manager.next() == {"STOPPING": "1", "STATUS": "bye"}
 
@@ -46,6 +48,7 @@ def test_without_a_service_manager_it_is_silent(caplog: pytest.LogCaptureFixture
     assert not notifier.enabled
     assert not notifier.ready("x")
     assert not notifier.watchdog()
+    assert not notifier.patience(1)
     assert caplog.text == ""
 
 

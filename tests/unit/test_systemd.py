@@ -35,24 +35,25 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """The unit `shmcache@app.service` as it would be installed here: the template, adapted by the
-    two drop-ins, the second with the path of this environment's own script."""
+    """The unit `shmcache@app.service` as it would be installed here: the template as it is, adapted
+    by the two drop-ins, the second with the directory of this environment's own script."""
     assert SCRIPT.exists(), "the package is not installed in this environment"
     unit = tmp_path / "shmcache@app.service"
-    # systemd-analyze wants ExecStart's file to exist in the template as well.
-    unit.write_text(UNIT.read_text().replace("/usr/bin/shmcache", str(SCRIPT)))
+    shutil.copy(UNIT, unit)
     drop_ins = tmp_path / "shmcache@app.service.d"
     drop_ins.mkdir()
     shutil.copy(UNITS / "instance.conf", drop_ins)
     venv = (UNITS / "venv.conf").read_text()
-    (drop_ins / "venv.conf").write_text(venv.replace("/opt/app/venv/bin/shmcache", str(SCRIPT)))
+    assert "/opt/app/venv/bin" in venv
+    (drop_ins / "venv.conf").write_text(venv.replace("/opt/app/venv/bin", str(SCRIPT.parent)))
     return unit
 
 
 @needs_analyze
 def test_systemd_finds_nothing_wrong_with_the_unit(installed: Path) -> None:
-    done = analyze("verify", str(installed))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for unit in (UNIT, installed):
+        done = analyze("verify", str(unit))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @needs_analyze
@@ -111,4 +112,21 @@ def test_the_unit_is_what_the_daemon_speaks() -> None:
     assert unit["Restart"] == ["on-failure"]
     assert unit["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     assert unit["StateDirectory"] == ["shmcache"]
-    assert unit["ExecStart"] == ["/usr/bin/shmcache serve %i --config /etc/shmcache/%i.toml"]
+    command = "shmcache serve %i --config /etc/shmcache/%i.toml"
+    assert unit["ExecStart"] == [f"/usr/bin/env {command}"]
+
+
+def test_the_drop_in_makes_the_unit_find_this_environment(installed: Path) -> None:
+    """ExecStart, as systemd would run it: with the PATH of the drop-in and nothing else."""
+    (value,) = settings_of(installed.parent / "shmcache@app.service.d" / "venv.conf")["Environment"]
+    command = settings_of(installed)["ExecStart"][0].split()[:3]
+    done = subprocess.run(
+        [*command, "--help"],
+        env={"PATH": value.removeprefix("PATH="), "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--config" in done.stdout

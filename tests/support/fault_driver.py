@@ -1,7 +1,6 @@
 """Kill a writer at one fault point after another, and see what a survivor finds.
 
-Runs in the test build (``PYTHONPATH=build/fault:tests python -P fault_driver.py PATH``) and prints
-one JSON object: which points the write path PATH has reached, and what was wrong afterwards.
+How it is run, and what it prints: support/dying.py.
 
 For each point, and its first, second and seventh passage: a fresh cache of one shard is filled, a
 fork attaches and makes the path's calls until the point kills it, and then, while the dead child
@@ -12,25 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from shmcache import Cache, CacheFull, _core
 from support import payloads
+from support.dying import SURVIVOR_S, Failure, Fork, of_shards, require, run
 from support.names import leftovers, remove, unique_name
-from support.processes import wait_zombie
 from support.segments import holder
 
 PASSAGES = (1, 2, 7)
-ELSEWHERE = ("record_", "swap_", "token_", "ring_")  # points of what is outside the shards
-SURVIVOR_S = 1.0
 _stamps = itertools.count(1)
 
 
@@ -226,43 +220,6 @@ PATHS: dict[str, Path] = {
 }
 
 
-class Fork:
-    """A child that attaches, arms a fault point and acts; this process never reaps it early."""
-
-    def __init__(self, cache: Cache, point: int, passage: int, act: Callable[[Cache], object]):
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 70
-            try:
-                cache.get("survivor")  # attaches: the child has an identity of its own now
-                _core.set_fault(point, passage)
-                act(cache)
-                _core.set_fault(-1)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)
-
-    def ended(self) -> int:
-        """The exit code or the signal that ended it; it stays a zombie."""
-        return wait_zombie(self.pid)
-
-    def reap(self) -> None:
-        os.waitpid(self.pid, 0)
-
-
-class Failure(Exception):
-    """Something was not as promised."""
-
-
-def require(condition: object, text: str) -> None:
-    if not condition:
-        raise Failure(text)
-
-
 def check_value(key: str, value: object) -> None:
     if isinstance(value, int):
         require(key == "victim" and value in (41, 42), f"{key!r} is {value}")
@@ -286,7 +243,7 @@ def check_entries(cache: Cache, before: dict[str, Any], path: Path, evicted: int
         require(cache.get(key) is not None, f"{key!r} is iterated over but not found")
 
 
-def one_death(path: Path, point: int, passage: int) -> bool:
+def one_death(path: Path, point: str, passage: int) -> bool:
     """Whether the point was reached; Failure if a survivor found anything wrong."""
     name = unique_name("fault")
     cache = Cache(
@@ -305,7 +262,7 @@ def one_death(path: Path, point: int, passage: int) -> bool:
             first = _core.FAULT_POINTS[path.first_death]
             forks.append(Fork(cache, first, 1, victim))
             require(forks[0].ended() == signal.SIGKILL, "the first writer did not die")
-        forks.append(Fork(cache, point, passage, path.act))
+        forks.append(Fork(cache, _core.FAULT_POINTS[point], passage, path.act))
         ended = forks[-1].ended()
         require(ended in (0, signal.SIGKILL), f"the writer raised or exited with {ended}")
         if ended == 0:
@@ -351,28 +308,5 @@ def go_on(cache: Cache) -> None:
     require(len(cache) == cache.stats().bytes_used == 0, "clear left something")
 
 
-def deaths(path: Path) -> Iterator[tuple[str, int, str | None]]:
-    """(point, passage, None or what was wrong) for every death that the path can be made to die."""
-    for name, point in _core.FAULT_POINTS.items():
-        if name.startswith(ELSEWHERE):
-            continue
-        for passage in PASSAGES:
-            try:
-                if not one_death(path, point, passage):
-                    break
-                yield name, passage, None
-            except Exception as error:
-                text = str(error) if isinstance(error, Failure) else traceback.format_exc()
-                yield name, passage, text
-
-
-def main() -> None:
-    path = sys.argv[1]
-    outcomes = list(deaths(PATHS[path]))
-    reached = sorted({point for point, _, _ in outcomes})
-    failures = [f"{path} / {p}, passage {n}: {text}" for p, n, text in outcomes if text]
-    json.dump({"reached": reached, "deaths": len(outcomes), "failures": failures}, sys.stdout)
-
-
 if __name__ == "__main__":
-    main()
+    run(PATHS, of_shards(), PASSAGES, one_death)

@@ -1,24 +1,17 @@
 """Kill a process at each step of naming, recording, draining and clearing; what do others find?
 
-Runs in the test build (``PYTHONPATH=build/fault:tests python -P ring_fault_driver.py PATH``) and
-prints one JSON object: which points the path PATH has reached, and what was wrong afterwards.
-
-As in fault_driver.py, a fork acts until the point kills it, and this process goes on while the
-dead child is still a zombie.
+How it is run, and what it prints: support/dying.py.
 """
 
 from __future__ import annotations
 
-import json
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shmcache import Cache, LatencyRing, _core
-from support.fault_driver import SURVIVOR_S, Failure, Fork, require
+from support.dying import SURVIVOR_S, Fork, require, run
 from support.names import leftovers, remove, unique_name
 
 PASSAGES = (1, 2, 20)
@@ -167,28 +160,6 @@ def one_death(path: Path, name: str, passage: int) -> bool:
         remove(leftovers(cache_name))
 
 
-def deaths(path: Path) -> Iterator[tuple[str, int, str | None]]:
-    """(point, passage, None or what was wrong) for every death that the path can be made to die."""
-    for name in _core.FAULT_POINTS:
-        if not name.startswith(OURS):
-            continue
-        for passage in PASSAGES:
-            try:
-                if not one_death(path, name, passage):
-                    break
-                yield name, passage, None
-            except Exception as error:
-                text = str(error) if isinstance(error, Failure) else traceback.format_exc()
-                yield name, passage, text
-
-
-def main() -> None:
-    path = sys.argv[1]
-    outcomes = list(deaths(PATHS[path]))
-    reached = sorted({point for point, _, _ in outcomes})
-    failures = [f"{path} / {p}, passage {n}: {text}" for p, n, text in outcomes if text]
-    json.dump({"reached": reached, "deaths": len(outcomes), "failures": failures}, sys.stdout)
-
-
 if __name__ == "__main__":
-    main()
+    ours = [point for point in _core.FAULT_POINTS if point.startswith(OURS)]
+    run(PATHS, ours, PASSAGES, one_death)

@@ -1,25 +1,19 @@
 """Kill a process at one fault point after another of swap slots and tokens; what does another find?
 
-Runs in the test build (``PYTHONPATH=build/fault:tests python -P swap_fault_driver.py PATH``) and
-prints one JSON object: which points the path PATH has reached, and what was wrong afterwards.
-
-As in fault_driver.py, a fork acts until the point kills it, and this process goes on while the
-dead child is still a zombie.  What a survivor must find depends on the path: see its ``check``.
+How it is run, and what it prints: support/dying.py.  What a survivor must find depends on the
+path: see its ``check``.
 """
 
 from __future__ import annotations
 
-import json
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from shmcache import Cache, LimitReached, SwapSlot, _core
-from support.fault_driver import SURVIVOR_S, Failure, Fork, require
+from support.dying import SURVIVOR_S, Failure, Fork, require, run
 from support.names import leftovers, remove, unique_name
 
 PASSAGES = (1, 3)
@@ -166,14 +160,14 @@ PATHS: dict[str, Path] = {
 }
 
 
-def one_death(path: Path, point: int, passage: int) -> bool:
+def one_death(path: Path, point: str, passage: int) -> bool:
     """Whether the point was reached; Failure if a survivor found anything wrong."""
     name = unique_name("swapfault")
     cache = Cache(name, size="1MiB", shards=1, slots=2, lock_timeout=5)
     fork = None
     try:
         path.prepare(cache)
-        fork = Fork(cache, point, passage, path.act)
+        fork = Fork(cache, _core.FAULT_POINTS[point], passage, path.act)
         ended = fork.ended()
         require(ended in (0, signal.SIGKILL), f"the child raised or exited with {ended}")
         if ended == 0:
@@ -190,28 +184,6 @@ def one_death(path: Path, point: int, passage: int) -> bool:
         remove(leftovers(name))
 
 
-def deaths(path: Path) -> Iterator[tuple[str, int, str | None]]:
-    """(point, passage, None or what was wrong) for every death that the path can be made to die."""
-    for name, point in _core.FAULT_POINTS.items():
-        if not name.startswith(OURS) and name not in LOCK:
-            continue
-        for passage in PASSAGES:
-            try:
-                if not one_death(path, point, passage):
-                    break
-                yield name, passage, None
-            except Exception as error:
-                text = str(error) if isinstance(error, Failure) else traceback.format_exc()
-                yield name, passage, text
-
-
-def main() -> None:
-    path = sys.argv[1]
-    outcomes = list(deaths(PATHS[path]))
-    reached = sorted({point for point, _, _ in outcomes})
-    failures = [f"{path} / {p}, passage {n}: {text}" for p, n, text in outcomes if text]
-    json.dump({"reached": reached, "deaths": len(outcomes), "failures": failures}, sys.stdout)
-
-
 if __name__ == "__main__":
-    main()
+    ours = [point for point in _core.FAULT_POINTS if point.startswith(OURS) or point in LOCK]
+    run(PATHS, ours, PASSAGES, one_death)

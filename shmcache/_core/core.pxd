@@ -184,7 +184,6 @@ cdef extern from "core.h" nogil:
     shm_key shm_epoch_key(const shm_view *v, uint8_t *room, const uint8_t *path, uint32_t n,
                           uint64_t above)
     int shm_epoch_of_path(const shm_view *v, const uint8_t *path, uint32_t n, uint64_t *epoch)
-    void shm_invalidated(const shm_view *v)
     cbool shm_sweep_due(const shm_op *op)
     cbool shm_hit_valid(const shm_view *v, const shm_hit *hit)
     void shm_hit_mark(const shm_hit *hit)

@@ -410,9 +410,7 @@ cdef class Handle(Reads):
         shard = shm_shard_of(&self.view, key.hash)
         self.acquire(shard, self.timeout_s)
         shm_op_begin(&op, &self.view, shard, shm_now_ms())
-        shm_invalidated(&self.view)  # before it and after it: dying in between forgets nothing
         r = shm_remove(&op, &key, 0)
-        shm_invalidated(&self.view)
         self.release(shard)
         if r == SHM_CORRUPT:
             raise self.corrupt("INV-SLOT-ENTRY", "a slot names no entry", &key)

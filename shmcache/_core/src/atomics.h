@@ -120,7 +120,7 @@ static inline bool shm_bytes_equal(const void *shared, const void *own, size_t n
     X(probe_raised) X(version_advanced) X(pad_written) X(pad_tail) X(entry_half) X(entry_written) \
     X(tail_advanced) X(note_filled) X(note_armed) X(slot_stored) X(counts_stored)                \
     X(note_cleared) X(stats_stored) X(remove_begin) X(sweep_step) X(clear_step)                   \
-    X(lease_dropped) X(unlocking)                                                                \
+    X(lease_dropped) X(epoch_dropped) X(unlocking)                                                \
     X(record_named) X(record_sealed)                                                             \
     X(swap_begin) X(swap_half) X(swap_filled) X(swap_described) X(swap_advanced)                 \
     X(token_begin) X(token_reason) X(token_stored) X(token_rung)                           \

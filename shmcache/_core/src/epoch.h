@@ -16,8 +16,9 @@
  *
  * What cannot be named any more is reclaimed like what has expired: by the head of a log that
  * meets it, and by a sweep where room is short.  `invalidations` of the superblock counts the
- * times that an epoch was replaced; a shard whose last complete sweep began before the latest of
- * them has something to look for.
+ * times that an epoch has gone, for whatever reason (shm_drop_kind); a shard whose last complete
+ * sweep began before the latest of them has something to look for.  Who dies between the epoch's
+ * removal and the count leaves the epoch's shard held: repairing a shard counts as well.
  *
  * An epoch is looked up without a lock, also by the holder of another shard: reads take none.
  * An entry whose epoch is not the one found is stale for good: it was written before its shard
@@ -125,17 +126,6 @@ static bool shm_epoch_stale(shm_op *op, const shm_hit *hit)
     op->epoch = epoch;
     op->epoch_stale = r == SHM_MISS || (r == SHM_HIT && now != epoch);
     return op->epoch_stale;
-}
-
-static inline uint64_t *shm_invalidations(const shm_view *v)
-{
-    return (uint64_t *)(v->base + offsetof(shm_superblock, invalidations));
-}
-
-/* Say that entries became stale: pairs with RDA in shm_sweep. */
-static inline void shm_invalidated(const shm_view *v)
-{
-    __atomic_fetch_add(shm_invalidations(v), 1, __ATOMIC_RELEASE);
 }
 
 #endif

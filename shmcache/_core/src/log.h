@@ -260,8 +260,21 @@ static inline void shm_take_back_tail(const shm_view *v, shm_shard *sh, uint64_t
         WRR(&sh->tail[l], tail - back);
 }
 
+/* `invalidations` of the superblock: times that the epoch of a namespace has gone (epoch.h). */
+static inline uint64_t *shm_invalidations(const shm_view *v)
+{
+    return (uint64_t *)(v->base + offsetof(shm_superblock, invalidations));
+}
+
+/* Say that entries may have become stale: pairs with RDA in shm_sweep. */
+static inline void shm_invalidated(const shm_view *v)
+{
+    __atomic_fetch_add(shm_invalidations(v), 1, __ATOMIC_RELEASE);
+}
+
 /* After a takeover, before anything else: look at the one noted slot.  Constant time, whatever
- * the size of the shard.  The mark is cleared last, so dying in here is harmless too. */
+ * the size of the shard.  The mark is cleared last, so dying in here is harmless too: whoever
+ * comes next does all of it again. */
 static inline void shm_repair(const shm_view *v, shm_shard *sh)
 {
     FAULT(taken_over);
@@ -280,6 +293,7 @@ static inline void shm_repair(const shm_view *v, shm_shard *sh)
         }
         WRR(&sh->note.armed, 0u);
     }
+    shm_invalidated(v); /* the dead one may have removed an epoch, and died before it said so */
     FAULT(repaired);
     WR(&sh->recoveries, RD(&sh->recoveries) + 1);
 }

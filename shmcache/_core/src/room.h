@@ -121,6 +121,11 @@ static inline void shm_drop_kind(shm_op *op, uint32_t slot, uint64_t word, uint3
         WRR(&op->sh->wake, (RD(&op->sh->wake) + 2u) | 1u);
         FAULT(lease_dropped);
     }
+    if (hidden == SHM_C_EPOCH) { /* whoever removes it, and after the slot: a sweep that began
+                                    before it may have met entries that were not stale yet */
+        FAULT(epoch_dropped);
+        shm_invalidated(op->v);
+    }
 }
 
 static inline void shm_drop(shm_op *op, uint32_t slot, uint64_t word, uint32_t units, bool lease,

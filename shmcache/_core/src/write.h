@@ -349,6 +349,8 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
     shm_note_commit(op, f->slot, word, &c);
     if (!shm_hidden_count(key->kind))
         shm_count(&sh->sets, 1);
+    else if (old_units && !(key->kind & SHM_K_LEASE))
+        shm_invalidated(v); /* an epoch was replaced */
     shm_count(&sh->written_units, n);
     FAULT(stats_stored);
     put->version = version;

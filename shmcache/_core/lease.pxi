@@ -102,8 +102,9 @@ def lease_wait(Handle h, key, uint32_t word, double seconds):
 
 def lease_take(Handle h, key, bytes content, uint64_t deadline_ms, uint64_t dead, uint64_t unfit,
                double lock_timeout):
-    """Take the lease of a missing key, whose content is `content`; with `dead`, the version of a lease whose holder is dead,
-    also from that one; with `unfit`, the version of a value that counts as missing, also beside it.
+    """Take the lease of a missing key, whose content is `content`; with `dead`, the version of a
+    lease whose holder is dead, also from that one; with `unfit`, the version of a value that counts
+    as missing, also beside it.
 
     Returns (outcome, version of the lease): "taken", "value" (the key has one), "held" (by
     somebody else), "full" (no room for a lease: initialise without), "moved" (its content is
@@ -155,6 +156,7 @@ def lease_publish(Handle h, key, bytes content, value, ttl, uint64_t stale_ms, u
     h.check_size(&k, &v, ttl_ms)
     keep = _encode_key_for_write(h, key, &k)  # the codec may have run anything
     if not _is_content(&k.k, content):
+        _release_content(h, &k, content, version, lock_timeout)
         return False
     h.ready()
     p.value = v.data
@@ -167,23 +169,32 @@ def lease_publish(Handle h, key, bytes content, value, ttl, uint64_t stale_ms, u
     return h.store(&k.k, &p, ttl_ms, key, lock_timeout) == SHM_HIT
 
 
-def lease_release(Handle h, key, bytes content, uint64_t version, double lock_timeout):
-    """Give up the lease with that version.  False if it was gone.  Takes the shard."""
-    cdef CKey k
-    cdef object keep
+cdef int _release_content(Handle h, CKey *k, bytes content, uint64_t version,
+                          double lock_timeout) except -100:
+    """Give up a lease under the content that it was taken with, whatever the key's is by now: one
+    that stayed under an epoch that has gone would count among those that a shard has room for."""
     cdef shm_op op
     cdef uint32_t shard
     cdef int r
-    h.ready()
-    keep = _encode_key(h, key, &k)
-    if not _is_content(&k.k, content):
-        return False  # nobody can ask for it any more
+    k.k.data = <const uint8_t *>PyBytes_AS_STRING(content)
+    k.k.len = <uint32_t>PyBytes_GET_SIZE(content)
+    k.k.hash = shm_key_hash(h.view.seed, k.k.kind, k.k.data, k.k.len)
     shard = shm_shard_of(&h.view, k.k.hash)
     h.acquire(shard, lock_timeout)
     shm_op_begin(&op, &h.view, shard, shm_now_ms())
     r = shm_lease_release(&op, &k.k, version)
     h.release(shard)
-    return r == SHM_HIT
+    return r
+
+
+def lease_release(Handle h, key, bytes content, uint64_t version, double lock_timeout):
+    """Give up the lease with that version, which was taken with that content.  False if it was
+    gone.  Takes the shard."""
+    cdef CKey k
+    cdef object keep
+    h.ready()
+    keep = _encode_key(h, key, &k)
+    return _release_content(h, &k, content, version, lock_timeout) == SHM_HIT
 
 
 def count_store_failure(Handle h):

@@ -469,3 +469,29 @@ def test_tasks_wait_for_another_client_without_blocking_the_loop(
         assert asyncio.run(main()) == {"theirs"}
     finally:
         once._Call._is_alive = real  # type: ignore[method-assign]
+
+
+def test_a_namespace_that_is_invalidated_meanwhile_keeps_no_lease(cache: Cache) -> None:
+    """A lease that stayed under the old epoch would count among those that a shard has room for."""
+    space = cache.namespace("space")
+
+    def late() -> str:
+        space.invalidate()
+        return "late"
+
+    def fail() -> str:
+        space.invalidate()
+        raise LookupError
+
+    async def later() -> str:
+        return late()
+
+    assert space.get_or_init("k", late) == "late"
+    assert space.get("k") is None
+    with pytest.raises(LookupError):
+        space.get_or_init("k", fail)
+    assert asyncio.run(space.aget_or_init("k", later)) == "late"
+    assert space.get("k") is None
+    assert sum(shard.leases for shard in cache.stats().shards) == 0
+    assert space.get_or_init("k", Counted("new")) == "new"
+    assert cache.verify() == []

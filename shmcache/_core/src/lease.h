@@ -15,6 +15,8 @@
  *
  * Leases are never evicted, expired or shown; they are few (shm_lease_most), so they cannot crowd
  * values out.  One that does not fit is refused with SHM_FULL: its caller then initialises alone.
+ * Those of a namespace that was invalidated are stale like all its entries: their initialisers give
+ * them up under the old epoch, and what the dead have left there goes in a sweep.
  *
  * A dead one's lease on a key that nobody asks for again would stay for ever.  So an owner daemon
  * looks through the index as a reader does, asks the kernel, and drops what it saw, by version
@@ -30,6 +32,11 @@ static inline uint32_t shm_lease_most(const shm_view *v)
 {
     uint32_t n = v->slot_count / 16 + 64;
     return n < SHM_C_LEASES ? n : SHM_C_LEASES; /* what counts.leases has bits for */
+}
+
+static inline uint32_t shm_lease_count(const shm_shard *sh)
+{
+    return RD(&sh->counts.leases) & SHM_C_LEASES;
 }
 
 static inline shm_key shm_lease_key(const shm_key *key)
@@ -73,8 +80,10 @@ static int shm_lease_take(shm_op *op, const shm_key *key, shm_claim *claim)
         }
         lease.deadline |= old.deadline & SHM_LEASE_GHOST;
         shm_drop_lease(op, f.lease);
-    } else if ((RD(&op->sh->counts.leases) & SHM_C_LEASES) >= shm_lease_most(op->v)) {
-        return SHM_FULL;
+    } else if (shm_lease_count(op->sh) >= shm_lease_most(op->v)) {
+        shm_sweep_round(op); /* those of a namespace that was invalidated */
+        if (shm_lease_count(op->sh) >= shm_lease_most(op->v))
+            return SHM_FULL;
     }
     r = shm_lookup(op, &of, &f);
     if (r != SHM_HIT)

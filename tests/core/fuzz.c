@@ -1,11 +1,12 @@
 /* fuzz.c - a hostile segment: bytes are flipped anywhere, then everything is called on it.
  *
  * The segment lies between two pages without access; under AddressSanitizer everything else that
- * the core must not look at after attaching is poisoned besides: the superblock, and all regions
- * but the clients' and the shards (epochs of namespaces are looked up in other ones).  Proves, by
- * trying: whatever was flipped, no call reads or writes outside the shards, divides by zero,
- * overflows a signed number, or runs for long.  Every loop is watched twice: by the units and slots it can have
- * walked (the longest call is printed), and by an alarm.
+ * the core must not look at after attaching is poisoned besides: the superblock but for its count
+ * of invalidations, all regions but the clients', and all shards but the one that is operated on.
+ * Only while an epoch is looked up, which may lie in any shard, all of them may be read, and none
+ * may change.  Proves, by trying: whatever was flipped, no call reads or writes outside of that,
+ * divides by zero, overflows a signed number, or runs for long.  Every loop is watched twice: by
+ * the units and slots it can have walked (the longest call is printed), and by an alarm.
  *
  * A round starts from a sound segment with a past, flips a few bytes - at random, or at the
  * fields that steer loops and copies: slot words, entry headers, heads, tails, largest, counts,
@@ -26,9 +27,15 @@
 #define UNPOISON(p, n) ((void)(p), (void)(n))
 #endif
 
+#include "epoch.h"
+
+static bool watched_epoch_stale(shm_op *op, const shm_hit *hit);
+#define shm_epoch_stale watched_epoch_stale /* for all that is above epoch.h */
+
 #include "support.h"
 
 #define KEYS 48u
+#define SPACED 32u /* keys from here on belong to a namespace */
 #define MOST_REVOLUTIONS 8.0 /* pacing, making room, and by force; in two logs, one in the other */
 #define STUCK_SECONDS 10u    /* for one call; a sound one takes microseconds */
 
@@ -54,17 +61,55 @@ typedef struct target {
     uint64_t now;
 } target;
 
-/* Nothing but the clients and the shards may be touched; SHM_NO_SLOT: everything may. */
+static target *under_test; /* and the shard that is operated on */
+static uint32_t own_shard;
+static uint64_t epochs_asked;
+
+static void shut_others(void)
+{
+    const shm_view *v = &under_test->s.view;
+    for (uint32_t n = 0; n < v->shard_count; n++)
+        if (n != own_shard)
+            POISON((uint8_t *)shm_shard_at(v, n), under_test->s.sb.shard_stride);
+}
+
+static uint64_t sum_of_shards(void)
+{
+    return shm_xxh64((uint8_t *)shm_shard_at(&under_test->s.view, 0),
+                     under_test->s.sb.shard_stride * under_test->s.sb.shard_count, 0);
+}
+
+/* An epoch is looked up: every shard may be read, and none may change. */
+#undef shm_epoch_stale
+static bool watched_epoch_stale(shm_op *op, const shm_hit *hit)
+{
+    uint64_t before;
+    bool stale;
+    if (!under_test || !(hit->key_kind & SHM_K_NAMESPACED))
+        return shm_epoch_stale(op, hit);
+    epochs_asked++;
+    UNPOISON((uint8_t *)shm_shard_at(&under_test->s.view, 0),
+             under_test->s.sb.shard_stride * under_test->s.sb.shard_count);
+    before = sum_of_shards();
+    stale = shm_epoch_stale(op, hit);
+    CHECK(sum_of_shards() == before, "a look-up of an epoch has changed something");
+    shut_others();
+    return stale;
+}
+
+/* Nothing but the clients and shard i may be touched; SHM_NO_SLOT: everything may. */
 static void allow(target *t, uint32_t i)
 {
     seg *s = &t->s;
+    under_test = i == SHM_NO_SLOT ? NULL : t;
+    own_shard = i;
     if (i == SHM_NO_SLOT) {
         UNPOISON(s->base, s->sb.total_size);
         return;
     }
     POISON(s->base, s->sb.total_size);
     UNPOISON(s->base + s->sb.clients_off, SEG_CLIENTS * sizeof(shm_client));
-    UNPOISON((uint8_t *)shm_shard_at(&s->view, 0), s->sb.shard_stride * s->sb.shard_count);
+    UNPOISON((uint8_t *)shm_shard_at(&s->view, i), s->sb.shard_stride);
     UNPOISON(s->base + offsetof(shm_superblock, invalidations), 8);
 }
 
@@ -200,14 +245,18 @@ static int call(target *t, rng *r, shm_op *op)
     const shm_view *v = &t->s.view;
     const tkey *k = &t->key[rnd_below(r, KEYS)];
     uint32_t i = shard_of(v, k), s;
-    shm_put put = {.value = buf, .value_kind = SHM_V_BYTES, .mode = (uint8_t)rnd_below(r, 4)};
+    shm_put put = {.value = buf, .value_kind = SHM_V_BYTES, .mode = (uint8_t)rnd_below(r, 5)};
     shm_findings found = {0};
     shm_hit hit;
     shm_key key = k->k;
     seg_value got;
     int64_t n;
+    shm_claim claim = {.me = v->me, .deadline = rnd(r), .unfit = rnd_below(r, 1000)};
+    uint64_t whose;
 
     allow(t, i);
+    if (rnd_below(r, 2))
+        shm_lease_find(v, &key, &whose, &claim.dead);
     if (rnd_below(r, 8) == 0)
         key.kind |= SHM_K_LEASE;
     shm_op_begin(op, v, i, t->now);
@@ -215,7 +264,7 @@ static int call(target *t, rng *r, shm_op *op)
     put.expiry = rnd_below(r, 3)
                      ? 0
                      : shm_expiry_word(t->now + rnd_below(r, 100), rnd(r) >> rnd_below(r, 64));
-    switch (rnd_below(r, 12)) {
+    switch (rnd_below(r, 13)) {
     case 0:
     case 1: call_name = "get"; return seg_get(v, &key, t->now, buf, sizeof buf, &got);
     case 2:
@@ -264,12 +313,42 @@ static int call(target *t, rng *r, shm_op *op)
             shm_clear_slots(op, rnd_below(r, 2) * (uint32_t)rnd(r), (uint32_t)rnd(r));
         }
         return SHM_HIT;
+    case 9:
+        call_name = "lease";
+        hold(t, i);
+        if (rnd_below(r, 3) == 0)
+            return shm_lease_release(op, &key, rnd_below(r, 2) ? claim.dead : rnd_below(r, 1000));
+        return shm_lease_take(op, &key, &claim);
     default:
         call_name = "set";
         put.keep_expiry = rnd_below(r, 2);
         hold(t, i);
         return shm_store(op, &key, &put);
     }
+}
+
+/* `ab`, or `cd` in it; their epochs are 7 and 9 but for one key in four, whose own is gone. */
+static void into_namespace(target *t, tkey *k)
+{
+    static const uint8_t path[] = "\2\0ab\2\0cd";
+    const shm_view *v = &t->s.view;
+    uint8_t room[SHM_MAX_PATH + 10];
+    uint16_t n = k->id % 2 ? 4 : 8;
+    uint64_t epoch = k->id % 4 == 3 ? 5 : n == 4 ? 7 : 9, id = k->id;
+    for (uint32_t level = 4; level <= 8; level += 4) {
+        shm_key key = shm_epoch_key(v, room, path, level, level == 4 ? 0 : 7);
+        uint64_t drawn = level == 4 ? 7 : 9;
+        shm_put put = {.value = &drawn, .value_len = 8, .value_kind = SHM_V_INT,
+                       .mode = SHM_PUT_ADD};
+        LOCKED(v, shm_shard_of(v, key.hash), t->now, shm_store(op, &key, &put));
+    }
+    memcpy(k->bytes, &n, 2);
+    memcpy(k->bytes + 2, path, n);
+    memcpy(k->bytes + 2 + n, &epoch, 8);
+    memcpy(k->bytes + 10 + n, &id, 8);
+    k->k.len = n + 18u;
+    k->k.kind |= SHM_K_NAMESPACED;
+    k->k.hash = shm_key_hash(v->seed, k->k.kind, k->bytes, k->k.len);
 }
 
 static void make_target(target *t, const seg_options *o, rng *r)
@@ -280,6 +359,8 @@ static void make_target(target *t, const seg_options *o, rng *r)
     t->now = 1000;
     for (uint32_t k = 0; k < KEYS; k++)
         make_key(&t->s.view, &t->key[k], k, 8 + k % 40);
+    for (uint32_t k = SPACED; k < KEYS; k++)
+        into_namespace(t, &t->key[k]);
     for (int i = 0; i < 600; i++) {
         const tkey *k = &t->key[rnd_below(r, KEYS)];
         shm_put put = {0};
@@ -341,8 +422,8 @@ static void one_round(target *t, rng *r)
 static void the_fences_hold(target *t)
 {
 #if defined(__SANITIZE_ADDRESS__)
-    uint8_t *shard = (uint8_t *)shm_shard_at(&t->s.view, 0);
-    uint8_t *outside[] = {t->s.base, shard - 8, shard + t->s.sb.shard_stride * t->s.sb.shard_count, t->s.base - 8};
+    uint8_t *shard = (uint8_t *)shm_shard_at(&t->s.view, 0); /* behind it: the next one */
+    uint8_t *outside[] = {t->s.base, shard - 8, shard + t->s.sb.shard_stride, t->s.base - 8};
     for (int i = 0; i < 4; i++) {
         int status = 0;
         pid_t child = fork();
@@ -400,6 +481,7 @@ int main(void)
         one_round(&t[round_number % SHAPES], &r);
     }
     CHECK(only || corrupt > 0, "nothing was ever found corrupt: too little is flipped");
+    CHECK(only || epochs_asked > 0, "no epoch was ever looked up");
     if (case_failures)
         fprintf(stderr, "  SEED=%llu ROUND=%llu repeats it\n", (unsigned long long)seed,
                 (unsigned long long)(round_number - 1));

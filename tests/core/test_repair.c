@@ -22,6 +22,8 @@
 #define COUNTER 1u /* holds an int */
 #define LEASED 2u  /* present, and a lease beside it */
 #define ABSENT 3u  /* never there before */
+#define EPOCH 4u   /* of a namespace; KEYS up to OTHERS are not among those of its past */
+#define OTHERS 5u
 #define EXPIRED_AT 2000u
 #define DEATHS_IN_A_ROW 10
 
@@ -65,6 +67,21 @@ static bool equal(const state *a, const state *b)
            a->checksum == b->checksum && a->len == b->len;
 }
 
+/* The epoch of namespace `a`, which is keys[EPOCH], or of another one. */
+static int draw_epoch(const shm_view *v, char prefix)
+{
+    static tkey t;
+    const uint8_t path[] = {1, 0, (uint8_t)prefix};
+    uint64_t epoch = 0x123456789abcdef1u;
+    shm_put put = {.value = &epoch,
+                   .value_len = sizeof epoch,
+                   .value_kind = SHM_V_INT,
+                   .mode = SHM_PUT_ADD};
+    tkey *to = prefix == 'a' ? &keys[EPOCH] : &t;
+    to->k = shm_epoch_key(v, to->bytes, path, sizeof path, 0);
+    return LOCKED(v, shard_of(v, to), now, shm_store(op, &to->k, &put));
+}
+
 static int store_lease(const shm_view *v, uint32_t k)
 {
     shm_lease token = {.holder = v->me};
@@ -92,6 +109,8 @@ static int store_lease(const shm_view *v, uint32_t k)
     X(REMOVE, TARGET, "remove")                                                                    \
     X(REMOVE_LEASED, LEASED, "remove with a lease")                                                \
     X(SET_LEASED, LEASED, "set with a lease")                                                      \
+    X(DRAW_EPOCH, ABSENT, "epoch")                                                                 \
+    X(DROP_EPOCH, EPOCH, "removal of an epoch")                                                    \
     X(LEASE, ABSENT, "lease")                                                                      \
     X(SWEEP, ABSENT, "sweep")                                                                      \
     X(CLEAR, ABSENT, "clear")
@@ -126,6 +145,8 @@ static int do_write(const shm_view *v, int what)
     case REMOVE:
     case REMOVE_LEASED: return seg_remove(v, t, now);
     case SET_LEASED: return seg_set(v, t, 40, 77, 0, now);
+    case DRAW_EPOCH: return draw_epoch(v, 'b');
+    case DROP_EPOCH: return seg_remove(v, &keys[EPOCH], now);
     case LEASE: return store_lease(v, ABSENT);
     case SWEEP: return LOCKED(v, 0, now, (int)shm_sweep_round(op));
     default: return LOCKED(v, 0, now, (int)shm_clear_slots(op, 0, v->slot_count));
@@ -162,7 +183,7 @@ static bool make_past(const seg_options *o, uint64_t seed, bool crowded)
     for (uint32_t k = 0; k < KEYS; k++)
         make_key(&s.view, &keys[k], k, 8 + k % 24);
     for (int i = 0; i < 400; i++) {
-        uint32_t k = 4 + rnd_below(&r, KEYS - 4);
+        uint32_t k = OTHERS + rnd_below(&r, KEYS - OTHERS);
         uint32_t len =
             rnd_below(&r, 12) ? 16 + rnd_below(&r, large / 12) : 16 + rnd_below(&r, large - 15);
         if (rnd_below(&r, 6) == 0)
@@ -178,6 +199,7 @@ static bool make_past(const seg_options *o, uint64_t seed, bool crowded)
     good &= LOCKED(&s.view, 0, now, shm_incr(op, &keys[COUNTER].k, 3, 0, &put, &n)) == SHM_HIT;
     good &= seg_set(&s.view, &keys[LEASED], 50, 1, 0, now) == SHM_HIT;
     good &= store_lease(&s.view, LEASED) == SHM_HIT;
+    good &= draw_epoch(&s.view, 'a') == SHM_HIT;
     if (crowded)
         crowd();
     now = EXPIRED_AT;
@@ -221,6 +243,7 @@ static void die_everywhere(int what)
     uint8_t *past = malloc(size);
     uint32_t generation = 0, k, target = write_key[what];
     volatile int undisturbed = 0, result = 0;
+    uint64_t invalidations = RD(shm_invalidations(&s.view));
     bool died = true, may_refuse, alone = what < SWEEP;
 
     memset(seg_dead_up_to, 0, sizeof seg_dead_up_to);
@@ -247,6 +270,9 @@ static void die_everywhere(int what)
                 CHECK(as_before || as_after || (k != target && !after[k].present && !st.present),
                       "%s: key %u after death at passage %u", write_names[what], k, point);
             }
+            CHECK(!before[EPOCH].present || look(&s.view, EPOCH).present ||
+                      RD(shm_invalidations(&s.view)) != invalidations,
+                  "%s: an epoch went uncounted at passage %u", write_names[what], point);
         }
         if (!died)
             break;
@@ -262,9 +288,9 @@ static void die_everywhere(int what)
         CHECK(result != SHM_CORRUPT && (result != SHM_FULL || may_refuse),
               "%s: %d instead of %d after deaths at passage %u", write_names[what], result,
               undisturbed, point);
-        if (alone && what != REMOVE && what != REMOVE_LEASED && result == SHM_HIT)
-            CHECK(look(&s.view, target).present || what == LEASE, "%s: not there in the end",
-                  write_names[what]);
+        if (alone && what != REMOVE && what != REMOVE_LEASED && what < DRAW_EPOCH &&
+            result == SHM_HIT)
+            CHECK(look(&s.view, target).present, "%s: not there in the end", write_names[what]);
     }
     if (case_failures)
         fprintf(stderr, "  in %s\n", write_names[what]);

@@ -3,8 +3,8 @@
  * Proves: entries and pads that meet the end of the log exactly; full buckets spill (keep) or
  * evict (evict) and are found again; CacheFull leaves everything as it was; 80% of a log can be
  * live under `keep` whatever is overwritten; overwriting and deleting evict nobody while what is
- * live fits the budget (INV-BUDGET); expiry, stale and the sweep; ghosts, visited bits, leases,
- * counters, touch; and that a segment means the same at every address.
+ * live fits the budget (INV-BUDGET); expiry, stale and the sweep; ghosts, visited bits, counters,
+ * touch; and that a segment means the same at every address.
  */
 #include <fcntl.h>
 
@@ -373,122 +373,6 @@ static void touch_publishes_a_copy(void)
     seg_free(&s);
 }
 
-static void leases_stay_until_the_key_is_written(void)
-{
-    tkey t;
-    shm_lease lease = {.holder = 1ull << SHM_L_CLIENT_SHIFT};
-    shm_put put = {.value = &lease,
-                   .value_len = sizeof lease,
-                   .value_kind = SHM_V_LEASE,
-                   .mode = SHM_PUT_ADD};
-    MAKE(E, .buckets = 64, .main_units = 1000, .probation_units = 100);
-    make_key(v, &t, 1, 16);
-    t.k.kind |= SHM_K_LEASE;
-    CHECK_EQ(LOCKED(v, 0, 0, shm_store(op, &t.k, &put)), SHM_HIT);
-    CHECK_EQ(LOCKED(v, 0, 0, shm_store(op, &t.k, &put)), SHM_EXISTS);
-    CHECK_EQ(sh->counts.leases, 1);
-    CHECK_EQ(get(1, 16, 0), SHM_MISS); /* no value */
-    for (uint64_t i = 2; i < 3000; i++)
-        CHECK_EQ(set(i, 60, 0, 0), SHM_HIT);
-    CHECK_EQ(sh->counts.leases, 1); /* laps later: never evicted */
-    CHECK_EQ(seg_get(v, &t.k, 0, buf, sizeof buf, &got), SHM_HIT);
-    CHECK_EQ(seg_verify(v, "with a lease"), 0);
-    CHECK_EQ(set(1, 60, 0, 0), SHM_HIT);
-    CHECK_EQ(sh->counts.leases, 0);
-    CHECK_EQ(LOCKED(v, 0, 0, shm_store(op, &t.k, &put)), SHM_HIT);
-    CHECK_EQ(del(1, 0), SHM_HIT);
-    CHECK_EQ(sh->counts.leases, 0);
-    CHECK_EQ(seg_verify(v, "without it"), 0);
-    seg_free(&s);
-}
-
-static void one_at_a_time_has_the_lease(void)
-{
-    tkey t;
-    shm_claim mine = {.me = 1ull << SHM_L_CLIENT_SHIFT | 1}, other = {.me = 2ull << 32 | 1};
-    shm_put put = {.value = "value", .value_len = 5, .value_kind = SHM_V_BYTES};
-    uint64_t holder, version, wake;
-    MAKE(E, .buckets = 64, .main_units = 1000, .probation_units = 100);
-    make_key(v, &t, 1, 16);
-    CHECK_EQ(shm_lease_find(v, &t.k, &holder, &version), SHM_MISS);
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &mine)), SHM_MISS);
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &other)), SHM_EXISTS);
-    CHECK_EQ(other.version, mine.version);
-    CHECK_EQ(shm_lease_find(v, &t.k, &holder, &version), SHM_HIT);
-    CHECK_EQ(holder, mine.me);
-    CHECK_EQ(version, mine.version);
-    CHECK_EQ(sh->sets, 0); /* nobody has set anything */
-
-    other.dead = mine.version; /* the kernel says so */
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &other)), SHM_MISS);
-    CHECK(other.version != mine.version);
-    put.mode = SHM_PUT_PUBLISH;
-    put.version = mine.version; /* it lives after all: too late */
-    CHECK_EQ(LOCKED(v, 0, 0, shm_store(op, &t.k, &put)), SHM_MISMATCH);
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_release(op, &t.k, mine.version)), SHM_MISS);
-    CHECK_EQ(sh->counts.leases, 1);
-    CHECK_EQ(seg_verify(v, "with a lease"), 0);
-
-    wake = sh->wake;
-    put.version = other.version;
-    CHECK_EQ(LOCKED(v, 0, 0, shm_store(op, &t.k, &put)), SHM_HIT);
-    CHECK(sh->wake >> 1 != wake >> 1);
-    CHECK(shm_wake_due(sh));
-    CHECK(!shm_wake_due(sh));
-    CHECK_EQ(sh->counts.leases, 0);
-    CHECK_EQ(sh->sets, 1);
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &mine)), SHM_HIT);
-    mine.unfit = put.version; /* what is there cannot be decoded */
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &mine)), SHM_MISS);
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_release(op, &t.k, mine.version)), SHM_HIT);
-    CHECK_EQ(seg_verify(v, "without it"), 0);
-    seg_free(&s);
-}
-
-static void leases_are_seen_without_a_lock_and_dropped_by_version(void)
-{
-    shm_lease_seen seen[4], old;
-    uint64_t dead = 3ull << SHM_L_CLIENT_SHIFT | 7;
-    shm_claim claim = {.me = dead};
-    uint32_t at = 0, n = 0, calls = 0, wake;
-    tkey t;
-    MAKE(K, .buckets = 64, .main_units = 4000);
-    for (uint64_t i = 1; i <= 6; i++) {
-        CHECK_EQ(set(100 + i, 60, 0, 0), SHM_HIT); /* not to be mistaken for leases */
-        make_key(v, &t, i, 16);
-        CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &claim)), SHM_MISS);
-    }
-    wake = sh->wake;
-    while (at < v->slot_count) { /* no more slots, and no more leases at once, than asked for */
-        uint32_t before = at, found = shm_leases_see(v, 0, &at, 64, seen, 4);
-        CHECK(found <= 4 && at > before && at - before <= 64);
-        for (uint32_t i = 0; i < found; i++)
-            CHECK(seen[i].holder == dead && seen[i].slot >= before && seen[i].slot < at);
-        n += found;
-        calls++;
-    }
-    CHECK_EQ(n, 6);
-    CHECK(calls >= v->slot_count / 64);
-
-    at = 0;
-    CHECK_EQ(shm_leases_see(v, 0, &at, v->slot_count, seen, 4), 4);
-    old = seen[0];
-    seen[0].version--; /* another lease of the same holder, once */
-    seen[1].holder++;
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_drop(op, &seen[0])), false);
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_drop(op, &seen[1])), false);
-    seen[2].slot = v->slot_count;
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_drop(op, &seen[2])), false);
-    CHECK_EQ(sh->counts.leases, 6);
-    CHECK_EQ(sh->wake, wake);
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_drop(op, &old)), true);
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_drop(op, &old)), false); /* it is gone */
-    CHECK_EQ(sh->counts.leases, 5);
-    CHECK(shm_wake_due(sh) && sh->wake != wake);
-    CHECK_EQ(seg_verify(v, "without one of the dead's leases"), 0);
-    seg_free(&s);
-}
-
 static void a_sweep_for_its_own_sake_ends(void)
 {
     uint32_t cleared = 0, slices = 0;
@@ -519,51 +403,6 @@ static void a_sweep_for_its_own_sake_ends(void)
     CHECK_EQ(LOCKED(v, 0, 6000, (int)shm_sweep_slice(op, v->slot_count, &done)), 1);
     CHECK(done);
     CHECK_EQ(seg_verify(v, "swept in slices"), 0);
-    seg_free(&s);
-}
-
-static void leases_are_few(void)
-{
-    shm_claim claim = {.me = 1ull << SHM_L_CLIENT_SHIFT | 1};
-    uint32_t taken = 0;
-    MAKE(K, .buckets = 64, .main_units = 4000);
-    for (uint64_t i = 1; i < 500; i++) {
-        tkey t;
-        make_key(v, &t, i, 16);
-        if (LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &claim)) == SHM_MISS)
-            taken++;
-    }
-    CHECK_EQ(taken, shm_lease_most(v));
-    CHECK_EQ(sh->counts.leases, taken);
-    CHECK_EQ(sh->counts.entries, 0);
-    CHECK_EQ(seg_verify(v, "all leases taken"), 0);
-    seg_free(&s);
-}
-
-static void a_ghost_outlives_a_lease(void)
-{
-    shm_claim claim = {.me = 1ull << SHM_L_CLIENT_SHIFT | 1};
-    shm_put put = {.value = "v", .value_len = 1, .value_kind = SHM_V_BYTES};
-    shm_found f;
-    shm_op o;
-    tkey t;
-    MAKE(E, .buckets = 64, .main_units = 1000, .probation_units = 100);
-    for (uint64_t i = 1; i < 3000; i++)
-        CHECK_EQ(set(i, 60, 0, 0), SHM_HIT);
-    shm_op_begin(&o, v, 0, 0);
-    for (uint64_t i = 2999;; i--) { /* the youngest that was evicted and left a ghost */
-        CHECK(i > 0);
-        make_key(v, &t, i, 16);
-        CHECK_EQ(shm_lookup(&o, &t.k, &f), SHM_HIT);
-        if (f.slot == SHM_NO_SLOT && f.ghost)
-            break;
-    }
-    CHECK_EQ(LOCKED(v, 0, 0, shm_lease_take(op, &t.k, &claim)), SHM_MISS);
-    put.mode = SHM_PUT_PUBLISH;
-    put.version = claim.version;
-    CHECK_EQ(LOCKED(v, 0, 0, shm_store(op, &t.k, &put)), SHM_HIT);
-    CHECK_EQ(shm_lookup(&o, &t.k, &f), SHM_HIT);
-    CHECK_EQ(shm_word_log(f.hit.word), SHM_MAIN);
     seg_free(&s);
 }
 
@@ -611,12 +450,7 @@ int main(void)
     RUN(reads_count_to_three_in_the_slot);
     RUN(counters);
     RUN(touch_publishes_a_copy);
-    RUN(leases_stay_until_the_key_is_written);
-    RUN(one_at_a_time_has_the_lease);
-    RUN(leases_are_seen_without_a_lock_and_dropped_by_version);
     RUN(a_sweep_for_its_own_sake_ends);
-    RUN(leases_are_few);
-    RUN(a_ghost_outlives_a_lease);
     RUN(a_segment_means_the_same_at_every_address);
     return report("test_shard");
 }

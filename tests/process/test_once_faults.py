@@ -9,7 +9,7 @@ from support import faults
 from support.once_fault_driver import CHANGES, INITIALISING, PATHS
 
 EVERY_WRITE = {"locked", "note_armed", "slot_stored", "note_cleared", "unlocking"}
-EXPECTED: dict[str, set[str]] = {path: EVERY_WRITE for path in PATHS}
+EXPECTED: dict[str, set[str]] = dict.fromkeys(PATHS, EVERY_WRITE)
 EXPECTED |= {path: EVERY_WRITE | {"epoch_dropped"} for path in PATHS if "invalidate" in path}
 EXPECTED |= {path: EXPECTED[path] | {"lease_dropped"} for path in INITIALISING}
 

@@ -110,6 +110,6 @@ cdef class Cursor:
                     return value
                 if self.want == WANT_ITEMS:
                     return key, value
-                return key, value, version
+                return key, value, _told_version(h, version, epoch)
             self.slot += 1
         raise StopIteration

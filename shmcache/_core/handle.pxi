@@ -71,7 +71,7 @@ cdef class Handle(Reads):
         p.value_len = <uint32_t>v.len
         p.value_kind = v.kind
         p.mode = <uint8_t>mode
-        p.version = version
+        p.version = _told_version(self, version, k.epoch)
         p.keep_expiry = keep_expiry and ttl is None
         p.stale_ms = 0
         return self.store(&k.k, &p, ttl_ms, key, timeout)
@@ -213,7 +213,7 @@ cdef class Handle(Reads):
         shard = shm_shard_of(&self.view, k.k.hash)
         self.acquire(shard, timeout)
         shm_op_begin(&op, &self.view, shard, shm_now_ms())
-        r = shm_remove(&op, &k.k, version)
+        r = shm_remove(&op, &k.k, _told_version(self, version, k.epoch) if version else 0)
         self.release(shard)
         if r == SHM_CORRUPT:
             raise self.corrupt("INV-SLOT-ENTRY", "a slot names no entry", &k.k)

@@ -1,5 +1,14 @@
 # Reads: what takes no lock and never waits.
 
+cdef inline uint64_t _told_version(Attached h, uint64_t version, uint64_t epoch) noexcept:
+    """What callers are told of an entry's version, and back again.
+
+    Versions count up within a shard, and a namespaced key lies in another one with each epoch:
+    mixed with the epoch, which is random, no two writes of a key ever have the same one.
+    """
+    return version ^ epoch if h.levels else version
+
+
 cdef class Reads(Attached):
     """The reading half of a cache's hot methods."""
 
@@ -170,7 +179,7 @@ cdef class Reads(Attached):
         self.ready()
         keep = _encode_key(self, key, &k)
         value = self.fetch(&k.k, &version, True)
-        return None if value is _MISSING else (value, version)
+        return None if value is _MISSING else (value, _told_version(self, version, k.epoch))
 
     def _peek(self, key):
         """(value, version), or None, without counting."""
@@ -180,7 +189,7 @@ cdef class Reads(Attached):
         self.ready()
         keep = _encode_key(self, key, &k)
         value = self.fetch(&k.k, &version, False)
-        return None if value is _MISSING else (value, version)
+        return None if value is _MISSING else (value, _told_version(self, version, k.epoch))
 
     def _peek_encoded(self, key):
         """(True, the codec's bytes) or (False, the value, where no codec encoded it), or None.

@@ -342,7 +342,7 @@ MUTANTS = [
     ),
     Mutant(
         "a namespaced key may be shorter than its path",
-        "fuzz",
+        "test_once",
         "epoch.h",
         " || hit->key_len < 2u + n + 8u)\n        return false;",
         ")\n        return false;",

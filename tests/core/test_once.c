@@ -381,6 +381,20 @@ static void damaged_paths_and_epochs_are_nobodys(void)
     seg_free(&s);
 }
 
+static void a_key_that_is_shorter_than_its_path_is_kept(void)
+{
+    static const uint8_t bytes[10] = "\24\0\2\0ab\16\0xx"; /* a path of 20 bytes, it says */
+    shm_key key = {.data = bytes, .len = sizeof bytes, .kind = SHM_K_NAMESPACED | SHM_K_BYTES};
+    shm_put put = {.value = "would be the rest of it", .value_len = 23, .value_kind = SHM_V_BYTES};
+    MAKE(K, .shards = 1, .buckets = 16, .main_units = 500);
+    key.hash = shm_key_hash(v->seed, key.kind, key.data, key.len);
+    CHECK_EQ(LOCKED(v, 0, 0, shm_store(op, &key, &put)), SHM_HIT);
+    shm_invalidated(v);
+    sweep_all();
+    CHECK_EQ(entries(), 1);
+    seg_free(&s);
+}
+
 static void what_lay_below_an_epoch_is_reclaimed(void)
 {
     MAKE(K, .shards = 4, .buckets = 16, .main_units = 800);
@@ -523,6 +537,7 @@ int main(void)
     RUN(a_ghost_outlives_a_lease);
     RUN(an_epoch_is_found_level_by_level);
     RUN(damaged_paths_and_epochs_are_nobodys);
+    RUN(a_key_that_is_shorter_than_its_path_is_kept);
     RUN(what_lay_below_an_epoch_is_reclaimed);
     RUN(the_head_of_a_log_reclaims_as_well);
     RUN(an_epoch_that_goes_is_counted);

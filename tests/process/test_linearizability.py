@@ -1,4 +1,8 @@
-"""Histories of several processes on a few keys, recorded and checked key by key."""
+"""Histories of several processes on a few keys, recorded and checked key by key.
+
+What they are checked against is written down in support/linearizability.py: a dict, with
+get_or_init and with invalidate() of a namespace, which is checked as a whole.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,11 @@ import secrets
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from support.linearizability import ABSENT, Call, violations
+from support.linearizability import ABSENT, Call, is_linearizable_space, violations
 from support.processes import Channel, Worker, release
 
 from shmcache import Cache
@@ -26,10 +31,32 @@ OPERATIONS = ["get"] * 4 + ["set"] * 2 + ["gets", "cas", "cas", "add", "replace"
 OPERATIONS += ["incr"] * 2
 LOCAL_OPERATIONS = ["get"] * 12 + ["set", "gets", "cas", "add", "replace", "delete", "pop"]
 """For values that are decoded, and so kept by their readers: mostly gets, and no counting."""
+ONCE = ["get_or_init"] * 8 + ["delete"] * 3
+"""Added where keys are initialised, and have to be missing often."""
 
 
-def perform(cache: Cache, name: str, key: str, arguments: tuple[Any, ...]) -> Any:
+class Factory:
+    """Of a get_or_init: takes a while, and knows when it ran."""
+
+    def __init__(self, value: Any, rng: random.Random, begun: Callable[[], None]) -> None:
+        self.ran: tuple[int, int] | None = None
+        self._value = value
+        self._yields = rng.randrange(30)
+        self._begun = begun
+
+    def __call__(self) -> Any:
+        began = time.monotonic_ns()
+        self._begun()
+        for _ in range(self._yields):
+            os.sched_yield()
+        self.ran = began, time.monotonic_ns()
+        return self._value
+
+
+def perform(cache: Any, name: str, key: str | None, arguments: tuple[Any, ...]) -> Any:
     """One call, its answer in the checker's words."""
+    if name == "invalidate":
+        return cache.invalidate()
     if name == "get":
         return cache.get(key, ABSENT)
     if name == "gets":
@@ -76,13 +103,29 @@ class Record:
                 operation, key, arguments, started = pickle.load(self._memory)
             except (pickle.UnpicklingError, EOFError):
                 return found  # what follows was never written, or only half
-            result, ended = None, math.inf
+            result, ended, ran = None, math.inf, None
             try:
-                result, ended = pickle.load(self._memory)
+                result, ended, ran = pickle.load(self._memory)
             except (pickle.UnpicklingError, EOFError):
                 return found
             finally:
-                found.append(Call(key, operation, arguments, result, started, ended, caller))
+                found.append(Call(key, operation, arguments, result, started, ended, caller, ran))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a history is made of."""
+
+    churn: bool = False  # the log wraps, so that the keys' entries are moved
+    local: bool = False  # with local entries, and values that are kept there
+    once: bool = False  # with get_or_init
+    space: bool = False  # in a namespace that is invalidated now and then
+    victims: int = 0  # processes that are killed midway; with `once`, within a factory
+
+    @property
+    def operations(self) -> list[str]:
+        chosen = LOCAL_OPERATIONS if self.local else OPERATIONS
+        return [*chosen, *(ONCE if self.once else []), *(["invalidate"] if self.space else [])]
 
 
 def work(
@@ -91,42 +134,59 @@ def work(
     caller: int,
     seed: float,
     calls: int,
-    churn: bool,
-    local: bool,
+    variant: Variant,
     record: Record,
     rounds: Rounds,
 ) -> None:
     """Make random calls; record before and after each what it is and what it gave."""
     rng = random.Random(seed)
-    cache = Cache(name, create=False, lock_timeout=30, local_entries=3 if local else 0)
-    operations = LOCAL_OPERATIONS if local else OPERATIONS
+    cache = Cache(name, create=False, lock_timeout=30, local_entries=3 if variant.local else 0)
+    target: Any = cache.namespace("space") if variant.space else cache
+    operations = variant.operations
     versions: dict[str, Any] = dict.fromkeys(KEYS, 0)
     midway = rng.randrange(calls // 4, calls)
+    number = 0
+    told = False
+
+    def tell() -> None:
+        nonlocal told
+        if not told and number >= midway:
+            told = True
+            channel.send("midway")
+
     channel.sync()
     for number in range(calls):
         if number % 20 == 0:
             rounds.finish(caller, number)
-        if number == midway:
-            channel.send("midway")
+        if not variant.once:
+            tell()
         key = rng.choice(KEYS)
         operation = rng.choice(operations)
         unique: Any = caller * 1_000_000_000 + number * 1000
-        if local:
+        if variant.local:
             unique = (unique,)  # goes through the codec
         arguments: tuple[Any, ...] = ()
-        if operation in ("set", "add", "replace"):
+        given: tuple[Any, ...] | None = None
+        factory = None
+        if operation in ("set", "add", "replace", "get_or_init"):
             arguments = (unique,)
         elif operation == "incr":
             arguments = (1,)
         elif operation == "cas":
             arguments = (unique, versions[key])
-        record.write(operation, key, arguments, time.monotonic_ns())
-        result = perform(cache, operation, key, arguments)
-        record.write(result, time.monotonic_ns())
+        if operation == "get_or_init":
+            factory = Factory(unique, rng, tell)
+            given = (factory,)
+        named = None if operation == "invalidate" else key
+        record.write(operation, named, arguments, time.monotonic_ns())
+        result = perform(target, operation, named, arguments if given is None else given)
+        record.write(result, time.monotonic_ns(), factory.ran if factory else None)
         if operation == "gets" and result != ABSENT:
             versions[key] = result[1]
-        if churn and number % 3 == 0:  # the log wraps, so that the keys' entries are moved
+        if variant.churn and number % 3 == 0:
             cache[f"filler {caller} {number % 7}"] = bytes(rng.randrange(20_000))
+    midway = 0
+    tell()
     cache.close()
 
 
@@ -135,18 +195,19 @@ def history(
     start: Callable[..., Worker],
     *,
     seed: int,
+    variant: Variant,
     calls: int = 1500,
-    churn: bool = False,
-    local: bool = False,
-    victims: int = 0,
 ) -> list[Call]:
-    """What PROCESSES workers did to one small cache; the first ``victims`` are killed midway."""
+    """What PROCESSES workers did to one small cache; the first few are killed midway."""
     rng = random.Random(seed)
-    cache = open_cache(size="1MiB", shards=1, policy="keep", lock_timeout=30)
+    shards = 2 if variant.space else 1  # with each epoch a key may lie in another one
+    size = f"{shards}MiB"
+    cache = open_cache(size=size, shards=shards, policy="keep", lock_timeout=30)
+    victims = variant.victims
     records = [Record() for _ in range(PROCESSES)]
     rounds = Rounds()
     workers = [
-        start(work, cache.name, caller, rng.random(), calls, churn, local, record, rounds)
+        start(work, cache.name, caller, rng.random(), calls, variant, record, rounds)
         for caller, record in enumerate(records)
     ]
     release(workers)
@@ -162,7 +223,12 @@ def history(
     return recorded
 
 
-def check(recorded: list[Call], seed: int) -> None:
+def check(recorded: list[Call], seed: int, variant: Variant) -> None:
+    if variant.space:
+        if not is_linearizable_space(recorded):
+            listing = "\n".join(map(str, sorted(recorded, key=lambda call: call.started)))
+            pytest.fail(f"seed {seed}: the namespace's history is not linearizable:\n{listing}")
+        return
     for key, calls in violations(recorded).items():
         listing = "\n".join(map(str, calls))
         pytest.fail(f"seed {seed}: the history of {key!r} is not linearizable:\n{listing}")
@@ -170,18 +236,27 @@ def check(recorded: list[Call], seed: int) -> None:
 
 def overlaps(recorded: list[Call]) -> int:
     """How many calls of different processes on one key truly overlapped."""
-    by_start = sorted(recorded, key=lambda call: (call.key, call.started))
+    keyed = [call for call in recorded if call.key is not None]
+    by_start = sorted(keyed, key=lambda call: (call.key, call.started))
     return sum(
         a.key == b.key and a.caller != b.caller and b.started < a.ended
         for a, b in itertools.pairwise(by_start)
     )
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "entries move": {"churn": True},
-    "local entries": {"local": True, "churn": True},
-    "processes die": {"victims": 2, "churn": True},
+VARIANTS: dict[str, Variant] = {
+    "plain": Variant(),
+    "entries move": Variant(churn=True),
+    "local entries": Variant(local=True, churn=True),
+    "processes die": Variant(victims=2, churn=True),
+    "once": Variant(once=True),
+    "once, local entries": Variant(once=True, local=True, churn=True),
+    "once, initialisers die": Variant(once=True, victims=2, churn=True),
+    "namespace": Variant(space=True),
+    "namespace, local entries": Variant(space=True, local=True, churn=True),
+    "namespace, once, local entries, processes die": Variant(
+        space=True, once=True, local=True, victims=2
+    ),
 }
 
 
@@ -196,8 +271,8 @@ def test_histories_are_linearizable(
     for turn in itertools.count(1):
         seed = secrets.randbits(32)
         print(f"seed {seed}")
-        recorded = history(open_cache, start, seed=seed, **VARIANTS[variant])
-        check(recorded, seed)
+        recorded = history(open_cache, start, seed=seed, variant=VARIANTS[variant])
+        check(recorded, seed, VARIANTS[variant])
         met += overlaps(recorded)
         if (turn >= 3 and met >= 100) or time.monotonic() > patience:
             break
@@ -213,4 +288,5 @@ def test_many_histories_are_linearizable(
     for _ in range(15):
         seed = secrets.randbits(32)
         print(f"seed {seed}")
-        check(history(open_cache, start, seed=seed, calls=5000, **VARIANTS[variant]), seed)
+        recorded = history(open_cache, start, seed=seed, variant=VARIANTS[variant], calls=5000)
+        check(recorded, seed, VARIANTS[variant])

@@ -7,15 +7,30 @@ same set of finished calls with the same state.
 
 Linearizability is local (Herlihy and Wing, 1990): a history over many keys is linearizable if and
 only if its restriction to each key is.  So each key is checked alone, which keeps this fast.
+``invalidate`` of a namespace is a call on all its keys at once: histories with it are checked as a
+whole, their state being that of every key (``Space``).
+
+The sequential specification of a key, besides what a dict does:
+
+get_or_init(v)
+    Where there is a value: returns it, and changes nothing; its factory may have run in vain.
+    Where there is none: returns v, which its factory gave, and stores it.  But
+    - a call that writes or removes the key, and lies within the run of the factory, takes the right
+      to store away: v is not stored;
+    - one that only meets the call may or may not; without any, v is stored.
+    So two callers who both return their own values, and nothing between them that removes the
+    first one's, are a violation: the factory ran twice.
+invalidate
+    No key of the namespace has a value.  Whoever asks later gets none that was stored before.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 ABSENT = "<absent>"
 
@@ -26,7 +41,8 @@ class Call:
 
     ``started`` and ``ended`` are CLOCK_MONOTONIC nanoseconds around the call; ``ended`` is
     infinite for one whose caller died inside it: it may have taken effect at any later time, or
-    never (its result is then ignored).
+    never (its result is then ignored).  ``factory`` is when the factory of a ``get_or_init`` began
+    and ended, if it was called.  ``key`` is None for ``invalidate``.
     """
 
     key: Hashable
@@ -36,6 +52,7 @@ class Call:
     started: float
     ended: float = math.inf
     caller: int = 0
+    factory: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         given = ", ".join(map(repr, self.arguments))
@@ -116,6 +133,72 @@ def _step_gets(state: State, result: Any, unknown: bool) -> State | None:
     return state if version == state.version else None
 
 
+KEPT, LOST, EITHER = "kept", "lost", "either"
+"""What becomes of the value that a factory gave."""
+
+
+def steps(state: State, call: Call, fate: str = KEPT) -> tuple[State, ...]:
+    """Every state that a sequential cache could be in after ``call``, given its result."""
+    if call.name == "invalidate":
+        return (state if state.value == ABSENT else state.written(ABSENT),)
+    if call.name != "get_or_init":
+        after = step(state, call)
+        return () if after is None else (after,)
+    (own,) = call.arguments
+    if call.ended == math.inf:
+        return (state.written(own),) if state.value == ABSENT else ()
+    if state.value != ABSENT:
+        return (state,) if call.result == state.value else ()
+    if call.result != own or call.factory is None:
+        return ()
+    return {KEPT: (state.written(own),), LOST: (state,), EITHER: (state.written(own), state)}[fate]
+
+
+def _changes(call: Call) -> bool:
+    """Has it written or removed the key, so that whoever initialised it was overtaken?"""
+    if call.name in ("set", "delete", "incr", "invalidate"):
+        return True
+    return call.name in ("add", "replace", "cas") and call.result is True
+
+
+def _may_change(call: Call) -> bool:
+    return call.name not in ("get", "gets", "get_or_init")
+
+
+def fates(calls: list[Call]) -> list[str]:
+    """For each call, what may become of the value of its factory: see the specification above."""
+    found = [KEPT] * len(calls)
+    changing = [call for call in calls if _may_change(call)]
+    for index, call in enumerate(calls):
+        if call.name != "get_or_init" or call.factory is None:
+            continue
+        began, ended = call.factory
+        for other in changing:
+            if other.key not in (call.key, None):
+                continue
+            if began <= other.started and other.ended <= ended and _changes(other):
+                found[index] = LOST
+                break
+            if other.started < call.ended and call.started < other.ended:
+                found[index] = EITHER
+    return found
+
+
+Space: TypeAlias = tuple[tuple[Hashable, State], ...]
+"""The states of all keys of a namespace."""
+
+
+def space_steps(space: Space, call: Call, fate: str = KEPT) -> tuple[Space, ...]:
+    """``steps`` for a whole namespace."""
+    if call.name == "invalidate":
+        return (tuple((key, *steps(state, call)) for key, state in space),)  # type: ignore[misc]
+    at = next(i for i, (key, _) in enumerate(space) if key == call.key)
+    return tuple(
+        (*space[:at], (call.key, after), *space[at + 1 :])
+        for after in steps(space[at][1], call, fate)
+    )
+
+
 class _Node:
     """A call's start or end in the doubly linked history."""
 
@@ -168,33 +251,46 @@ def is_linearizable(calls: Iterable[Call], initial: State | None = None) -> bool
     """
     history = list(calls)
     assert len({call.key for call in history}) <= 1, "one key at a time: linearizability is local"
+    return _explained(history, initial or State(), steps)
+
+
+def is_linearizable_space(calls: Iterable[Call]) -> bool:
+    """``is_linearizable`` for all calls on one namespace, ``invalidate`` among them."""
+    history = list(calls)
+    keys = sorted({call.key for call in history} - {None})  # type: ignore[type-var]
+    return _explained(history, tuple((key, State()) for key in keys), space_steps)
+
+
+def _explained(history: list[Call], state: Any, after: Callable[..., tuple[Any, ...]]) -> bool:
     if not history:
         return True
     must = sum(1 << index for index, call in enumerate(history) if call.ended != math.inf)
+    fate = fates(history)
     head = _linked(history)
-    state, done = initial or State(), 0
-    stack: list[tuple[_Node, State]] = []
-    tried: set[tuple[int, State]] = set()
+    done = 0
+    stack: list[tuple[_Node, Any]] = []
+    tried: set[tuple[int, Any]] = set()
     node = head.next
     while done & must != must:
         assert node is not None, "an unfinished call's end lies behind every call that ended"
         if node.end is not None:
-            after = step(state, node.call)
-            if after is not None and (done | 1 << node.index, after) not in tried:
-                stack.append((node, state))
-                state, done = after, done | 1 << node.index
-                tried.add((done, state))
-                _lift(node)
-                node = head.next
-                continue
-            node = node.next
+            larger = done | 1 << node.index
+            for next_state in after(state, node.call, fate[node.index]):
+                if (larger, next_state) not in tried:
+                    stack.append((node, state))
+                    state, done = next_state, larger
+                    tried.add((done, state))
+                    _lift(node)
+                    node = head.next
+                    break
+            else:
+                node = node.next
         elif not stack:
             return False
         else:
             node, state = stack.pop()
             done &= ~(1 << node.index)
-            _unlift(node)
-            node = node.next
+            _unlift(node)  # and once more: what it has tried by now is in `tried`
     return True
 
 

@@ -8,11 +8,36 @@ import random
 from typing import Any
 
 import pytest
-from support.linearizability import ABSENT, Call, State, is_linearizable, step, violations
+from support.linearizability import (
+    ABSENT,
+    Call,
+    State,
+    fates,
+    is_linearizable,
+    is_linearizable_space,
+    steps,
+    violations,
+)
 
 
-def call(started: float, ended: float, name: str, *arguments: Any, gives: Any = None) -> Call:
-    return Call("k", name, arguments, gives, started, ended)
+def call(
+    started: float,
+    ended: float,
+    name: str,
+    *arguments: Any,
+    gives: Any = None,
+    factory: tuple[float, float] | None = None,
+    key: str | None = "k",
+) -> Call:
+    return Call(key, name, arguments, gives, started, ended, factory=factory)
+
+
+def init(started: float, ended: float, own: Any, gives: Any = None) -> Call:
+    """A get_or_init; its factory ran, in the middle of it, if it gives its own value."""
+    middle = (started + 1, ended - 1) if gives in (None, own) else None
+    return call(
+        started, ended, "get_or_init", own, gives=own if gives is None else gives, factory=middle
+    )
 
 
 ACCEPTED = {
@@ -54,6 +79,31 @@ ACCEPTED = {
         call(6, 7, "gets", gives=(2, 71)),
         call(8, 9, "cas", 3, 70, gives=False),
     ],
+    "one initialises, another waits": [init(0, 9, 1), init(1, 10, 2, gives=1)],
+    "a value that is there": [call(0, 1, "set", 5), init(2, 9, 1, gives=5)],
+    "a set while the factory runs wins": [
+        init(0, 9, 1),
+        call(3, 4, "set", 5),
+        call(10, 11, "get", gives=5),
+    ],
+    "a delete while the factory runs wins": [
+        init(0, 9, 1),
+        call(3, 4, "delete", gives=False),
+        call(10, 11, "get", gives=ABSENT),
+    ],
+    "after a delete another one initialises": [
+        init(0, 9, 1),
+        call(3, 4, "delete", gives=False),
+        init(5, 20, 2),
+        call(21, 22, "get", gives=2),
+    ],
+    "a delete beside the call's end may have come before": [
+        init(0, 9, 1),
+        call(8.5, 12, "delete", gives=False),
+        call(13, 14, "get", gives=ABSENT),
+    ],
+    "a dead initialiser stored": [init(0, math.inf, 1, gives=0), call(5, 6, "get", gives=1)],
+    "a dead initialiser did not": [init(0, math.inf, 1, gives=0), init(3, 9, 2)],
     "pop and a pop that came too late": [
         call(0, 1, "set", 1),
         call(2, 9, "pop", gives=ABSENT),
@@ -63,6 +113,25 @@ ACCEPTED = {
 
 REJECTED = {
     "a value out of nowhere": [call(0, 1, "get", gives=1)],
+    "two factories for one value": [init(0, 9, 1), init(1, 10, 2)],
+    "a factory beside a value": [call(0, 1, "set", 5), init(2, 9, 1)],
+    "a value of a factory is lost": [init(0, 9, 1), call(10, 11, "get", gives=ABSENT)],
+    "a late value overwrites a set": [
+        init(0, 9, 1),
+        call(3, 4, "set", 5),
+        call(10, 11, "get", gives=1),
+    ],
+    "a late value comes after a delete": [
+        init(0, 9, 1),
+        call(3, 4, "delete", gives=False),
+        call(10, 11, "get", gives=1),
+    ],
+    "somebody waits for a value that never was": [init(0, 9, 1), init(1, 10, 2, gives=3)],
+    "a dead initialiser overwrites": [
+        call(0, 1, "set", 5),
+        init(2, math.inf, 1, gives=0),
+        call(5, 6, "get", gives=1),
+    ],
     "a stale read": [
         call(0, 1, "set", 1),
         call(2, 3, "set", 2),
@@ -149,23 +218,82 @@ def test_an_unknown_call_is_an_error_not_a_pass() -> None:
         is_linearizable([call(0, 1, "frobnicate")])
 
 
+SPACES = {
+    "gone for all keys": (
+        True,
+        [
+            call(0, 1, "set", 1, key="a"),
+            call(0, 1, "set", 2, key="b"),
+            call(2, 9, "invalidate", key=None),
+            call(3, 4, "get", gives=ABSENT, key="a"),
+            call(5, 6, "get", gives=ABSENT, key="b"),
+        ],
+    ),
+    "gone for one key, and then there for another": (
+        False,
+        [
+            call(0, 1, "set", 1, key="a"),
+            call(0, 1, "set", 2, key="b"),
+            call(2, 9, "invalidate", key=None),
+            call(3, 4, "get", gives=ABSENT, key="a"),
+            call(5, 6, "get", gives=2, key="b"),
+        ],
+    ),
+    "an older value comes back": (
+        False,
+        [
+            call(0, 1, "set", 1, key="a"),
+            call(2, 3, "invalidate", key=None),
+            call(4, 5, "set", 2, key="b"),
+            call(6, 7, "get", gives=1, key="a"),
+        ],
+    ),
+    "a late value after an invalidation": (
+        False,
+        [
+            call(0, 9, "get_or_init", 1, gives=1, factory=(1, 8), key="a"),
+            call(2, 3, "invalidate", key=None),
+            call(10, 11, "get", gives=1, key="a"),
+        ],
+    ),
+    "a dead one's invalidation may have been": (
+        True,
+        [
+            call(0, 1, "set", 1, key="a"),
+            call(2, math.inf, "invalidate", key=None),
+            call(3, 4, "get", gives=1, key="a"),
+            call(5, 6, "get", gives=ABSENT, key="a"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_namespace_is_checked_as_a_whole(name: str) -> None:
+    expected, history = SPACES[name]
+    assert is_linearizable_space(history) is expected
+
+
 def brute_force(history: list[Call]) -> bool:
     """The definition, word for word: some order that respects time explains every result."""
+    fate = dict(zip(map(id, history), fates(history), strict=True))
     for order in itertools.permutations(history):
         if any(b.ended < a.started for a, b in itertools.combinations(order, 2)):
             continue
-        state: State | None = State()
+        states = {State()}
         for one in order:
-            state = step(state, one) if state is not None else None
-        if state is not None:
+            states = {after for state in states for after in steps(state, one, fate[id(one)])}
+        if states:
             return True
     return False
 
 
 def random_call(rng: random.Random) -> Call:
     started = rng.randrange(20)
-    name = rng.choice(["get", "set", "add", "delete", "pop", "incr"])
+    name = rng.choice(["get", "set", "add", "delete", "pop", "incr", "get_or_init"])
     values = [1, 2, 3]
+    if name == "get_or_init":
+        return init(started, started + rng.randrange(3, 12), *rng.choices(values, k=2))
     arguments = (rng.choice(values),) if name in ("set", "add", "incr") else ()
     gives = {
         "add": rng.choice([True, False]),

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -73,50 +74,83 @@ def slow(value: str, seconds: float) -> str:
     return value
 
 
-def wait_for(channel: Channel, name: str, rounds: int) -> list[float]:
-    """Ask for one key after another, each when told to; how long each took, in seconds."""
-    took = []
+def ask_both(cache: Cache, number: int, seed: int) -> tuple[dict[int, set[str]], float]:
+    """Ask for the two keys of a round in all threads; (the values of each, the longest wait)."""
+    keys = [2 * number, 2 * number + 1]
+    values: dict[int, set[str]] = {key: set() for key in keys}
+    longest = [0.0] * THREADS
+
+    def ask(me: int) -> None:
+        rng = random.Random(seed * THREADS + me)
+        for key in rng.sample(keys, 2):
+
+            def factory(key: int = key) -> str:
+                cache.incr(f"calls {key}")
+                time.sleep(rng.random() * 0.01)
+                return f"of {os.getpid()}"
+
+            began = time.monotonic()
+            values[key].add(cache.get_or_init(key, factory))
+            longest[me] = max(longest[me], time.monotonic() - began)
+
+    threads = [threading.Thread(target=ask, args=(me,)) for me in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return values, max(longest)
+
+
+def survive(channel: Channel, name: str, rounds: int, seed: int) -> None:
+    """Race in one round after another, each when told to; report what was seen in it."""
     with Cache(name, create=False) as cache:
+        cache.get("attached")
         for number in range(rounds):
             channel.sync()
-            began = time.monotonic()
-            value = cache.get_or_init(f"k{number}", lambda: f"of {os.getpid()}")
-            took.append(time.monotonic() - began)
-            channel.send(value)
-    return took
+            channel.send(ask_both(cache, number, seed + number))
 
 
-def kills(name: str, rounds: int) -> None:
-    """Kill the initialiser at a random moment, before, within or after its factory."""
-    rng = random.Random(4)
-    waiters = [Worker(wait_for, name, rounds) for _ in range(3)]
+def die(channel: Channel, name: str, number: int) -> None:
+    """Race in one round, and be killed in it, or soon after it."""
     with Cache(name, create=False) as cache:
-        for number in range(rounds):
-            victim = Worker(initialise, name, f"k{number}", "of the victim", rng.random() * 0.02)
+        cache.get("attached")
+        channel.sync()
+        ask_both(cache, number, number)
+        channel.recv()
+
+
+def test_a_hundred_killed_initialisers(open_cache: Callable[..., Cache]) -> None:
+    """Eight processes with four threads each race two keys a round, 200 in all. One of them is
+    killed at a random moment; as the first in every second round, so within a factory mostly."""
+    rounds = KEYS // 2
+    cache = open_cache(size="4MiB")
+    rng = random.Random(4)
+    racers = [Worker(survive, cache.name, rounds, n * 1000) for n in range(PROCESSES - 1)]
+    for number in range(rounds):
+        keys = [2 * number, 2 * number + 1]
+        victim = Worker(die, cache.name, number)
+        if number % 2:
             release([victim])
-            if number % 2:
-                assert victim.recv() == "begun"
-            time.sleep(rng.random() * 0.01)
-            release(waiters)
-            time.sleep(rng.random() * 0.02)
-            victim.kill()
-            values = {waiter.recv() for waiter in waiters}
-            assert len(values) == 1, f"round {number}: {values}"
-            assert cache[f"k{number}"] in values
-        for waiter in waiters:
-            longest = max(waiter.result())
-            assert longest < LONGEST_WAIT_S, f"a waiter took {longest:.3f} s"
-        assert cache.verify() == []
-        assert sum(shard.leases for shard in cache.stats().shards) == 0
-
-
-def test_a_killed_initialiser_is_taken_over_from(cache: Cache) -> None:
-    kills(cache.name, 10)
-
-
-@pytest.mark.nightly
-def test_a_hundred_killed_initialisers(cache: Cache) -> None:
-    kills(cache.name, 100)
+            poll_until(
+                lambda key=keys[0]: bool(_core.lease_look(cache, key)[2]) or key in cache,  # type: ignore[misc]
+                what="the victim begins",
+            )
+            release(racers)
+        else:
+            release([*racers, victim])
+        time.sleep(rng.random() * 0.01)
+        victim.kill()
+        seen = [racer.recv() for racer in racers]
+        for key in keys:
+            values = set().union(*(values[key] for values, _ in seen))
+            assert values == {cache[key]}, f"round {number}, key {key}"
+            assert cache[f"calls {key}"] <= 2, "once by the dead, and once"
+        longest = max(longest for _, longest in seen)
+        assert longest < LONGEST_WAIT_S, f"round {number}: a waiter took {longest:.3f} s"
+    for racer in racers:
+        racer.result()
+    assert cache.verify() == []
+    assert sum(shard.leases for shard in cache.stats().shards) == 0
 
 
 def test_a_takeover_is_quick_and_the_stopped_are_not_robbed(cache: Cache) -> None:

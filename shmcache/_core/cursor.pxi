@@ -104,7 +104,7 @@ cdef class Cursor:
                 if self.want == WANT_KEYS:
                     return key
                 if self.want == WANT_EXPIRED:
-                    return key, version
+                    return key, _told_version(h, version, epoch)
                 value = _decode_value(h, hit.value_kind, value)
                 if self.want == WANT_VALUES:
                     return value

@@ -96,6 +96,7 @@ class Cache(Operations[Any], Memoizing):
 
     _opened: dict[str, Any]
     _observes: ClassVar[bool] = False  # see observer.py
+    _decodes: ClassVar[bool] = True  # the same
     _last: segment.Attachment | None
     _namespaces: WeakValueDictionary[int, Namespace[Any]]
 
@@ -174,10 +175,13 @@ class Cache(Operations[Any], Memoizing):
             group=asked["group"],
             persist=asked["persist"],
             observe=self._observes,
+            decode=self._decodes,
         )
         try:
             found = attachment.superblock
-            if wanted is None:
+            if not self._decodes:
+                wanted = codec.SealedCodec(found.codec)
+            elif wanted is None:
                 wanted = codec.resolve(found.codec)
             self._warn_of_geometry(name, found.geometry, size)
             connected = self._connect(attachment, wanted, lock_timeout)

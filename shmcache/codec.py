@@ -321,6 +321,24 @@ CODEC_NAMES: Final = tuple(_BUILT_IN)
 """The names of the built-in codecs, the default first."""
 
 
+class SealedCodec(BoundCodec):
+    """Stands in for a cache's codec where nothing is encoded or decoded: it refuses both.
+
+    For tools that look at counters: the codec may be an object of the application's, or pickle
+    that others can write, which this process must not read.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _encode(self, value: Any) -> bytes:
+        raise TypeError("this handle was opened with decode=False")
+
+    def _decode(self, payload: bytes) -> Any:
+        raise ValueError("this handle was opened with decode=False")
+
+
 def resolve(codec: str | Codec) -> BoundCodec:
     """Turn the `codec` argument of a cache, or the name in a segment, into a codec to call.
 

@@ -77,6 +77,7 @@ class Request:
     gid: int | None
     persist: bool | None
     observe: bool = False
+    decode: bool = True
 
     @property
     def path(self) -> str:

@@ -19,11 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmcache import _core, errors
-from shmcache._linux import Mapping
-from shmcache.block import Superblock, segment_path
 from shmcache.cache import Cache
 from shmcache.latency import HistogramBucket, LatencyRing, LatencySummary
-from shmcache.limits import check_name
 from shmcache.observer import observe
 from shmcache.stats import Stats
 
@@ -349,29 +346,10 @@ def by_octaves(buckets: Sequence[HistogramBucket], most: int = 24) -> list[Histo
 
 
 # ------------------------------------------------------------------------ reading on and on
-class _Sealed:
-    """Stands in for an application's codec where nothing is decoded."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def encode(self, value: object) -> bytes:
-        raise TypeError(f"codec {self.name!r} is the application's, and is not here")
-
-    def decode(self, payload: memoryview) -> Any:
-        raise TypeError(f"codec {self.name!r} is the application's, and is not here")
-
-
 def look(name: str) -> Cache:
     """An observer's handle for reading figures: as `observe`, but the codec of the cache may be an
     object of the application's, which this process does not have. Raises as `observe`."""
-    try:
-        return observe(name)
-    except ValueError:
-        # The name of the cache, or that of its codec.
-        check_name(name)
-        mapping = Mapping.open(segment_path(name), writable=False)
-        return observe(name, codec=_Sealed(Superblock.read(name, mapping).codec))
+    return observe(name, decode=False)
 
 
 class Follower:

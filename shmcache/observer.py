@@ -29,16 +29,33 @@ class _Observer(Cache):
         return Cache.__repr__(self).replace(type(self).__name__, "Cache observing", 1)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _observe, (self.name, self.lock_timeout, self._opened["codec"])
+        return _observe, (self.name, self.lock_timeout, self._opened["codec"], self._decodes)
 
 
-def observe(name: str, *, lock_timeout: float = 5.0, codec: str | Codec | None = None) -> Cache:
+class _Looker(_Observer):
+    """An observer that leaves values as they are."""
+
+    __slots__ = ()
+
+    _decodes: ClassVar[bool] = False
+
+
+def observe(
+    name: str,
+    *,
+    lock_timeout: float = 5.0,
+    codec: str | Codec | None = None,
+    decode: bool = True,
+) -> Cache:
     """A handle on an existing cache that does not count as one of its clients.
 
     Args:
         name: of the cache.
         lock_timeout: seconds that a writing call waits for a shard; 0: not at all.
         codec: as for `Cache`: needed where the cache's codec is an object of the application's.
+        decode: False opens a cache whatever its codec is (an object that this process has not, or
+            `pickle` that others can write), and reading or writing what a codec encodes raises
+            DecodeError or TypeError: for counters, keys, `verify`.
 
     Returns:
         A `Cache` with all its calls.  It is not shared with other handles of this process, and
@@ -49,7 +66,8 @@ def observe(name: str, *, lock_timeout: float = 5.0, codec: str | Codec | None =
     Raises:
         CacheNotFound: there is no such cache, or it was unlinked.
         NotPermitted: it belongs neither to this user nor to root nor to a group that this process
-            is in (root may look at all of them), or the codec is `pickle` and others can write.
+            is in (root may look at all of them), or the codec is `pickle`, others can write, and
+            values are to be decoded.
         LayoutMismatch, CorruptSegment: what is there cannot be read; it stays where it is.
         ValueError: a name that is none, another codec than the cache's.
         LimitReached: every client slot is taken.
@@ -57,8 +75,12 @@ def observe(name: str, *, lock_timeout: float = 5.0, codec: str | Codec | None =
 
     Costs about 0.1 ms; never waits for a cache to appear.
     """
-    return _observe(name, lock_timeout, codec)
+    return _observe(name, lock_timeout, codec, decode)
 
 
-def _observe(name: str, lock_timeout: float, codec: str | Codec | None) -> Cache:
-    return _Observer(name, create=False, lock_timeout=lock_timeout, codec=codec)
+def _observe(
+    name: str, lock_timeout: float, codec: str | Codec | None, decode: bool = True
+) -> Cache:
+    return (_Observer if decode else _Looker)(
+        name, create=False, lock_timeout=lock_timeout, codec=codec
+    )

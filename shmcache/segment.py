@@ -98,6 +98,7 @@ def open_segment(
     group: str | int | None,
     persist: bool | None,
     observe: bool = False,
+    decode: bool = True,
 ) -> Attachment:
     """Attaches to the segment of that name, or creates it; counts one handle.
 
@@ -109,6 +110,7 @@ def open_segment(
     mode, group: permissions of a new segment and its semaphores, whatever the umask; and the
         group, name or number, whose segments are accepted beside this user's and root's.
     persist: whether a new segment stays after its last client (None: no).
+    decode: whether values are to be decoded; without, pickle that others can write is let in.
     observe: attach only, and without counting as a client: see liveness.py.  The attachment is
         this handle's own.  Accepts besides this user's and root's segments those of any group
         that this process is in, and as root everybody's.
@@ -135,6 +137,7 @@ def open_segment(
         gid=_resolve_group(group),
         persist=persist,
         observe=observe,
+        decode=decode,
     )
     started = time.monotonic()
     patience_ends = started + GATE_TIMEOUT_SECONDS
@@ -361,7 +364,7 @@ def _check_wishes(request: Request, found: Superblock, others_can_write: bool) -
                 f"cache {request.name!r} was created with {word} {has!r}, not {asked!r}: leave "
                 f"{word} out to take the cache's own, or unlink the cache to create it anew"
             )
-    if found.codec == "pickle" and others_can_write:
+    if found.codec == "pickle" and others_can_write and request.decode:
         raise errors.NotPermitted(
             f"cache {request.name!r} has codec 'pickle', and another user can write to it: "
             "unpickling what others write runs their code; use 'msgpack', or mode 0600"

@@ -385,7 +385,7 @@ def restore(
             arguments["codec"] = codec
         while True:
             try:
-                cache, created = observe(name, codec=codec), False
+                cache, created = observe(name, decode=False), False
                 break
             except CacheNotFound:
                 pass

@@ -117,10 +117,10 @@ def key_options(default: str | None = "str") -> Callable[[F], F]:
 
 
 @contextlib.contextmanager
-def opened(name: str) -> Iterator[Cache]:
+def opened(name: str, *, decode: bool = True) -> Iterator[Cache]:
     """Open a cache as an observer, for one command: it creates nothing and keeps nothing alive."""
     try:
-        cache = observe(name)
+        cache = observe(name, decode=decode)
     except CacheNotFound:
         raise click.ClickException(
             f"there is no cache {name!r} on this host: `shmcache ls` lists those that there are, "

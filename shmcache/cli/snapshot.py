@@ -52,7 +52,7 @@ def save(name: str, file: str, as_json: bool) -> None:
     Example:
       shmcache snapshot save app /var/lib/shmcache/app.snapshot
     """
-    with observe(name) as cache, _Display() as display:
+    with observe(name, decode=False) as cache, _Display() as display:
         report = snapshots.save(cache, file, on_progress=display.show)
     if as_json:
         click.echo(json.dumps(report.as_dict()))

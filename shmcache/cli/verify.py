@@ -30,7 +30,7 @@ def verify(name: str, as_json: bool) -> None:
     Example:
       shmcache verify app
     """
-    with opened(name) as cache:
+    with opened(name, decode=False) as cache:
         shards = cache.shards
         findings = cache.verify()
     if as_json:

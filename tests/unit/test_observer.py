@@ -23,6 +23,7 @@ from shmcache import (
     CacheClosed,
     CacheNotFound,
     CorruptSegment,
+    DecodeError,
     LayoutMismatch,
     LimitReached,
     NotPermitted,
@@ -381,3 +382,43 @@ def test_pickle_on_a_segment_that_others_can_write_is_refused(cache_name: str) -
         segment_path(cache_name).chmod(0o666)
         with pytest.raises(NotPermitted, match="pickle"):
             observe(cache_name)
+
+
+class _Own:
+    name = "own"
+
+    def encode(self, value: object) -> bytes:
+        return repr(value).encode()
+
+    def decode(self, payload: memoryview) -> object:
+        return bytes(payload)
+
+
+def test_without_decoding_any_codec_will_do(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache(codec=_Own())
+    cache["list"], cache["text"] = [1], "plain"
+    with pytest.raises(ValueError, match="own"):
+        observe(cache.name)
+    with observe(cache.name, decode=False) as watched:
+        assert watched.codec == "own"
+        assert sorted(watched) == ["list", "text"]
+        assert watched["text"] == "plain"  # no codec made it
+        assert watched.verify() == []
+        with pytest.raises(DecodeError, match="decode=False"):
+            watched["list"]
+        with pytest.raises(TypeError, match="decode=False"):
+            watched["list"] = [2]
+        again = pickle.loads(pickle.dumps(watched))
+        assert again.codec == "own"
+        again.close()
+
+
+def test_pickle_that_others_can_write_is_looked_at_undecoded(
+    open_cache: Callable[..., Cache],
+) -> None:
+    cache = open_cache(codec="pickle")
+    os.chmod(f"/dev/shm/shmcache.{cache.name}", 0o666)
+    with pytest.raises(NotPermitted):
+        observe(cache.name)
+    with observe(cache.name, decode=False) as watched:
+        assert watched.stats().entries == 0

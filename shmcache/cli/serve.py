@@ -92,8 +92,11 @@ def _announce(daemon: Daemon) -> None:
     if daemon.metrics is not None:
         host, port = daemon.metrics
         line += f", metrics on http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
-    click.echo(line)
-    sys.stdout.flush()
+    try:
+        click.echo(line)
+        sys.stdout.flush()
+    except OSError:  # nobody reads it any more: no reason to end, nor to complain at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
 
 
 # ---------------------------------------------------------------------------------------- logs

@@ -55,6 +55,29 @@ def test_the_start_line_says_what_is_served(serve: Serve, cache_name: str) -> No
         assert cache.stats().owner_pid == daemon.pid
 
 
+def test_nobody_who_reads_its_start_line_is_no_reason_to_end(cache_name: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.Popen(
+        [*SHMCACHE, "serve", cache_name, "--size", "1MiB", "--unlink"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    try:
+        with Cache(cache_name, create=False, wait=60) as cache:
+            poll_until(lambda: cache.stats().owner_pid == process.pid, what="owned")
+            cache.set("soon gone", 1, ttl=0.01)
+            poll_until(lambda: cache.stats().entries == 0, what="swept")
+        process.terminate()
+        _, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    assert "BrokenPipe" not in log
+
+
 def test_the_segment_stays_for_its_clients_unless_unlink(serve: Serve, cache_name: str) -> None:
     assert serve(cache_name, "--size", "1MiB").ready().stop() == 0
     assert names.segment_path(cache_name).exists()
@@ -135,26 +158,20 @@ def test_a_second_daemon_is_refused_clearly(serve: Serve, cache_name: str) -> No
 
 def hammer(channel: Channel, name: str) -> int:
     """A client that works until it is told to stop; returns how many times it did."""
-    with Cache(name, create=False, lock_timeout=5) as cache:
+    with Cache(name, create=False) as cache:
         done = 0
         channel.send("ready")
         while not channel.told():
             cache[done % 100] = done
             assert cache[done % 100] == done
-            done += 1
-            if done % 100 == 0:
-                channel.send(done)
+            done = cache.incr("done")
         return done
 
 
-def progress(worker: Worker) -> None:
-    """Wait for proof that the worker works: messages of two rounds that begin from now on."""
-    seen = []
-    deadline = time.monotonic()
-    while len(seen) < 3:
-        worker.recv()
-        if time.monotonic() > deadline:
-            seen.append(1)
+def progress(cache: Cache) -> None:
+    """Wait until the worker has worked, from now on."""
+    before = cache.get("done", 0)
+    poll_until(lambda: cache.get("done", 0) > before + 100, what="the worker works")
 
 
 def test_clients_work_on_while_it_is_stopped_and_while_it_is_gone(
@@ -163,25 +180,21 @@ def test_clients_work_on_while_it_is_stopped_and_while_it_is_gone(
     daemon = serve(cache_name, "--size", "2MiB", "--sweep-interval", "0.05").ready()
     worker = start(hammer, cache_name)
     assert worker.recv() == "ready"
-    progress(worker)
-    daemon.signal(signal.SIGSTOP)
-    wait_stopped(daemon.pid)
-    progress(worker)
-    daemon.signal(signal.SIGCONT)
-    daemon.kill()
-    progress(worker)
-    again = serve(cache_name, "--size", "2MiB").ready()
-    progress(worker)
-    assert again.stop() == 0
-    progress(worker)
-    worker.send("stop")
-    while True:
-        kind, payload = worker._next()
-        if kind == "result":
-            break
-    assert payload > 0
     with Cache(cache_name, create=False) as cache:
-        assert len(cache) == 100
+        progress(cache)
+        daemon.signal(signal.SIGSTOP)
+        wait_stopped(daemon.pid)
+        progress(cache)
+        daemon.signal(signal.SIGCONT)
+        daemon.kill()
+        progress(cache)
+        again = serve(cache_name, "--size", "2MiB").ready()
+        progress(cache)
+        assert again.stop() == 0
+        progress(cache)
+        worker.send("stop")
+        assert worker.result() == cache["done"] > 500
+        assert len(cache) == 101
         assert cache.verify() == []
 
 
@@ -260,10 +273,13 @@ def test_log_lines_carry_priorities_where_stderr_is_the_journal(
     )
     os.close(write)
     assert process.stdout is not None
-    assert b"serving" in process.stdout.readline()
-    process.terminate()
-    assert process.wait(60) == 0
-    process.stdout.close()
+    try:
+        assert b"serving" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
     with os.fdopen(read) as log:
         lines = log.read().splitlines()
     assert lines

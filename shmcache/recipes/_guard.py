@@ -20,6 +20,8 @@ right (INV-RECIPE-NOTE). Nobody looks at more than the noted entry: repair is O(
 Readers take the data as they are before the change, unless its holder is dead.
 
 Where the record is gone (evicted, cleared) it is built anew from the entries, under the guard.
+So it is where it was written in another segment: a snapshot is not of one instant, and may have
+the record from before a change and the entry from after it.
 
 A living holder is waited for, up to the cache's `lock_timeout`. It holds the record for some tens
 of microseconds and runs no user code, so one that does not go on is stopped.
@@ -43,6 +45,8 @@ R = TypeVar("R")
 
 BUILD: Final = "build"  # the note of whoever builds the data from the entries
 
+_NOBODY: Final = [0, 0, 0]  # a holder that is dead: word 0 names no client
+
 _FIRST_PAUSE_S: Final = 20e-6  # about as long as the record is held
 _LONGEST_PAUSE_S: Final = 1e-3
 
@@ -54,11 +58,11 @@ _serials = itertools.count(1)
 _under_way: set[int] = set()  # of this process's own changes; a child's token is another one
 
 
-def _pack(holder: list[int] | None, note: Any, data: Any) -> bytes:
-    record = [holder, note, data, b""]
+def _pack(nonce: int, holder: list[int] | None, note: Any, data: Any) -> bytes:
+    record = [nonce, holder, note, data, b""]
     packed = pack(record)
     if len(packed) < _RECORD_BYTES:
-        record[3] = bytes(_RECORD_BYTES - len(packed))
+        record[4] = bytes(_RECORD_BYTES - len(packed))
         packed = pack(record)
     return packed
 
@@ -139,18 +143,18 @@ class Guard:
         while True:
             seen = room.gets(key)
             if seen is None:
-                if room.add(key, _pack(mine, BUILD, None)):
+                if room.add(key, _pack(mine[0], mine, BUILD, None)):
                     self._leave(keeper, mine)
                 continue
             holder, note, data = self._parse(seen.value)
             if holder is None:
                 note = plan(data)
-                if note is None or room.cas(key, _pack(mine, note, data), seen.version):
+                if note is None or room.cas(key, _pack(mine[0], mine, note, data), seen.version):
                     return note
                 lost += 1
                 step_back(lost)
             elif not self._is_alive(holder):
-                if room.cas(key, _pack(mine, note, data), seen.version):
+                if room.cas(key, _pack(mine[0], mine, note, data), seen.version):
                     self._leave(keeper, mine)
             else:
                 now = time.monotonic()
@@ -172,7 +176,7 @@ class Guard:
                 if holder != mine:
                     return
                 after = keeper.build(self.key) if note == BUILD else keeper.settle(note, data)
-                if self.room.cas(self.key, _pack(None, None, after), seen.version):
+                if self.room.cas(self.key, _pack(mine[0], None, None, after), seen.version):
                     return
         except (LockTimeout, CacheFull) as error:
             # The change itself went through; this process's next one here settles it.
@@ -180,8 +184,10 @@ class Guard:
 
     def _parse(self, packed: Any) -> tuple[list[int] | None, Any, Any]:
         record = unpack(self.room, self.key, packed)
-        if isinstance(record, list) and len(record) == 4:
-            holder, note, data, _ = record
+        if isinstance(record, list) and len(record) == 5:
+            nonce, holder, note, data, _ = record
+            if nonce != self.worker.token()[0]:
+                return _NOBODY, BUILD, None
             if holder is None:
                 return None, note, data
             if isinstance(holder, list) and [type(part) for part in holder] == [int] * 3:

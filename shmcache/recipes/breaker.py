@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -317,10 +316,10 @@ class CircuitBreaker(Recipe):
         return _Circuit(_OPEN, max(circuit.failures, 1), self._clock())
 
     def _left(self, circuit: _Circuit) -> float:
-        """Seconds until the first probe; never more than `reset_timeout`, whatever is stored."""
-        if math.isinf(self.reset_timeout):
-            return math.inf
-        return min(circuit.opened_at + self.reset_timeout - self._clock(), self.reset_timeout)
+        """Seconds until the first probe; none where it was opened by another clock (a snapshot
+        from before the host was started anew has times that this one has not reached)."""
+        left = circuit.opened_at + self.reset_timeout - self._clock()
+        return left if left <= self.reset_timeout else 0.0
 
     def _is_probing(self, circuit: _Circuit) -> bool:
         if not circuit.probe:

@@ -98,6 +98,10 @@ class PendingEvents(Recipe, Generic[P]):
         which stays as it is. One winner among all processes. Some 30 us."""
         return self._ledger.add(id, [*self._ledger.worker.token(), self._clock(), 1, payload])
 
+    def poll(self, id: Key, payload: P | None = None) -> bool:
+        """`track`, for what is to be polled until it is done."""
+        return self.track(id, payload)
+
     def complete(self, id: Key) -> Pending[P] | None:
         """Take an event out: what it was, for one caller among all processes, whoever tracked it;
         None for all others. Some 30 us."""

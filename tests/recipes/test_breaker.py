@@ -158,6 +158,39 @@ def test_by_hand(breaker: CircuitBreaker) -> None:
     assert breaker.state == "closed" and breaker.call(int, "1") == 1
 
 
+def test_a_verdict_from_before_a_change_by_hand_counts_for_nothing(
+    breaker: CircuitBreaker, clock: Clock
+) -> None:
+    def probe_and_reset() -> None:
+        breaker.reset()
+        raise Down
+
+    fail_times(breaker, 3)
+    clock.now += 30
+    with pytest.raises(Down):
+        breaker.call(probe_and_reset)
+    assert breaker.state == "closed"
+    fail_times(breaker, 3)
+    clock.now += 30
+    breaker.call(breaker.trip)
+    assert breaker.state == "open"
+
+
+def test_times_of_another_clock_do_not_keep_it_open(breaker: CircuitBreaker, clock: Clock) -> None:
+    fail_times(breaker, 3)
+    clock.now -= 900  # the host was started anew, and the state comes from a snapshot
+    assert breaker.state == "half-open" and breaker.call(int, "1") == 1
+
+
+def test_a_reset_timeout_without_end(keep: Cache, clock: Clock) -> None:
+    breaker = CircuitBreaker(keep, "ever", 1, float("inf"), clock=clock)
+    fail_times(breaker, 1)
+    clock.now += 1e9
+    assert breaker.state == "open"
+    with pytest.raises(CircuitOpen):
+        breaker.call(int, "1")
+
+
 def test_a_decorator_keeps_the_function(breaker: CircuitBreaker) -> None:
     @breaker
     def double(n: int) -> int:

@@ -98,6 +98,18 @@ def test_threads_are_served_in_turn(keep: Cache) -> None:
     assert order == list(range(8))
 
 
+def test_nobody_goes_in_out_of_turn(keep: Cache) -> None:
+    """Also not by a look that was true a moment ago."""
+    limiter = Limiter(keep, "api", 1)
+    permit = limiter.acquire()
+    (first, _), (second, _) = limiter._enter(True), limiter._enter(True)
+    assert not limiter._go_in(first)
+    permit.release()
+    assert not limiter._go_in(second)
+    assert limiter._go_in(first) and not limiter._go_in(second)
+    assert limiter.in_flight == 1 and limiter.waiting == 1
+
+
 def test_a_waiter_is_woken_within_milliseconds(keep: Cache, start: Any) -> None:
     """The median over 30 hand-overs between processes: 0.5 ms between looks, and some."""
     limiter = Limiter(keep, "api", 1)

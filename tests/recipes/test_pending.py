@@ -49,7 +49,7 @@ def test_an_event_is_tracked_and_completed_once(events: PendingEvents[Any], cloc
     assert events.complete("a") == Pending("a", {"n": 1}, 1000.0, 5.0, 1)
     assert events.complete("a") is None and events.complete("b") is None
     assert events.pending_count() == 0 and events.get("a") is None
-    assert events.track("a"), "the id is free again"
+    assert events.poll("a"), "the id is free again, and poll is track"
     done = events.complete("a")
     assert done is not None and done.payload is None
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.processes import Channel
 
-from shmcache import Cache, CacheClosed, ShmcacheError, recipes
+from shmcache import Cache, CacheClosed, ShmcacheError, recipes, snapshot
 from shmcache.recipes import (
     CircuitBreaker,
     ClientHub,
@@ -120,6 +121,49 @@ def test_a_recipe_is_an_argument_of_a_process(keep: Cache, start: Any, method: s
     ports = PortPool(keep, "r", 10, 20)
     assert start(inherit, ports, method=method).result() == repr(ports)
     assert [ports.take() for _ in range(10)], "what the child took died with it"
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_what_comes_from_a_snapshot_is_nobodys(
+    keep: Cache, open_cache: Any, tmp_path: Path, kind: str
+) -> None:
+    """Places, ports and reservations of processes that held another segment are free."""
+    use(MAKERS[kind](keep))
+    snapshot.save(keep, tmp_path / "snapshot")
+    restored = open_cache(policy="keep")
+    snapshot.load(restored, tmp_path / "snapshot")
+    recipe = MAKERS[kind](restored)
+    match recipe:
+        case CircuitBreaker():
+            assert recipe.state == "open"
+        case PendingEvents():
+            assert recipe.pending_count() == 1
+            assert [event.id for event in recipe.reclaim()] == ["a"]
+        case ResourceTracker():
+            assert recipe.count() == 1 and recipe.get("a") == 1
+        case PortPool():
+            assert len({recipe.take() for _ in range(10)}) == 10
+        case _:
+            use(recipe)
+
+
+def test_a_count_that_a_snapshot_took_at_another_time_is_put_right(
+    keep: Cache, open_cache: Any, tmp_path: Path
+) -> None:
+    tracker, ports = ResourceTracker[Any](keep, "r"), PortPool(keep, "r", 10, 20)
+    for number in range(40):
+        tracker.register(number, 1)
+    ports.take()
+    for number in range(30):  # as if these went, or came, between the record and the entries
+        tracker._ledger.entries.delete(number)
+    tracker._ledger.entries.set(100, 1)
+    ports._owners.delete(10)
+    snapshot.save(keep, tmp_path / "snapshot")
+    restored = open_cache(policy="keep")
+    snapshot.load(restored, tmp_path / "snapshot")
+    assert tracker.count() == 40
+    assert ResourceTracker[Any](restored, "r").count() == 11
+    assert PortPool(restored, "r", 10, 20).available() == 10
 
 
 # ----------------------------------------------------------------------------------- who is who

@@ -310,6 +310,25 @@ def test_processes_keep_to_the_limit(keep: Cache, start: Any) -> None:
     assert limiter.in_flight == 0 and limiter.waiting == 0
 
 
+def come_in(channel: Channel, name: str, number: int) -> None:
+    with Cache(name, create=False) as cache, Limiter(cache, "api", 1).acquire():
+        cache.set(("order", cache.incr("entered")), number)
+
+
+def test_processes_are_served_in_turn(keep: Cache, start: Any) -> None:
+    limiter = Limiter(keep, "api", 1)
+    permit = limiter.acquire()
+    workers = []
+    for number in range(5):
+        workers.append(start(come_in, keep.name, number))
+        poll_until(lambda: limiter.waiting == len(workers), what="it waits")
+    permit.release()
+    with limiter.acquire(timeout=30):  # the last one to ask
+        assert [keep["order", at] for at in range(1, 6)] == [0, 1, 2, 3, 4]
+    for worker in workers:
+        worker.result()
+
+
 def hold(channel: Channel, name: str) -> None:
     with Cache(name, create=False) as cache:
         permit = Limiter(cache, "api", 1).acquire()

@@ -32,6 +32,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -40,7 +41,7 @@ from shmcache import _core, errors, flights, limits
 from shmcache.flights import AGAIN, MISS, VALUE, WATCHERS, Ident, Seat
 from shmcache.keys import Key
 
-__all__ = ["Once"]
+__all__ = ["Lifetime", "Once"]
 
 T = TypeVar("T")
 Ttl = float | timedelta | None
@@ -56,6 +57,16 @@ _LONGEST_S: Final = 1e6  # what a lock's acquire takes for an endless wait
 _FRESH, _STALE, _UNFIT = range(3)  # of _core.look_up
 
 _inside: ContextVar[frozenset[Ident]] = ContextVar("shmcache_initialising", default=frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """What a factory returns that knows best how long its value lives: the call's `ttl` and
+    `stale` do not count then. For `contrib`; it is no part of the public API."""
+
+    value: Any
+    ttl: Ttl
+    stale: float = 0.0
 
 
 class _Moved(Exception):
@@ -83,10 +94,8 @@ class _Call:
     ) -> None:
         self.handle = handle
         self.key = key
-        self.ttl = ttl
-        limits.ttl_to_ms(ttl)
+        self._live(ttl, stale)
         self.timeout = limits.check_timeout("timeout", timeout)
-        self.stale_ms = int(min(limits.check_timeout("stale", stale) * 1000, limits.TTL_MAX_MS))
         self.negative_ttl = negative_ttl
         if negative_ttl is not None and negative_ttl != 0:
             limits.ttl_to_ms(negative_ttl)
@@ -94,6 +103,18 @@ class _Call:
         self.deadline = time.monotonic() + min(self.timeout, _LONGEST_S)
         self.patience = max(handle.lock_timeout, PATIENCE_S)
         self.flights = flights.here()
+
+    def _live(self, ttl: Ttl, stale: float) -> None:
+        limits.ttl_to_ms(ttl)
+        self.ttl = ttl
+        self.stale_ms = int(min(limits.check_timeout("stale", stale) * 1000, limits.TTL_MAX_MS))
+
+    def made(self, value: Any) -> Any:
+        """A factory's value, without the lifetime that it may come with."""
+        if type(value) is not Lifetime:
+            return value
+        self._live(value.ttl, value.stale)
+        return value.value
 
     def identify(self) -> None:
         """Tell the key from every other one; again where its content has changed (`_Moved`)."""
@@ -269,7 +290,7 @@ def _lead(call: _Call, factory: Callable[[], Any]) -> tuple[Any, Any]:
     try:
         token = _inside.set(_inside.get() | {call.ident})
         try:
-            value = factory()
+            value = call.made(factory())
         finally:
             _inside.reset(token)
         if not lease or not call.keeps(value):
@@ -360,7 +381,7 @@ async def _alead(call: _Call, factory: Callable[[], Awaitable[Any]]) -> tuple[An
     try:
         token = _inside.set(_inside.get() | {call.ident})
         try:
-            value = await factory()
+            value = call.made(await factory())
         finally:
             _inside.reset(token)
         if not lease or not call.keeps(value):

@@ -19,15 +19,16 @@ with a thread. A forked child has an identity of its own at its first use, as wi
 from __future__ import annotations
 
 import logging
-import threading
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, TypeVar
 
 from shmcache import errors, limits
+from shmcache._linux import ProcessLock
 from shmcache.cache import Cache
 
-__all__ = ["OUTAGES", "Connection", "OnError", "connect"]
+__all__ = ["OUTAGES", "Connection", "OnError", "as_pickle_raised", "connect"]
 
 T = TypeVar("T")
 OnError = Literal["miss", "raise"]
@@ -58,7 +59,7 @@ LOG_SECONDS: Final = 60.0
 _GONE = (errors.CacheNotFound, errors.CacheClosed)
 
 _connections: dict[tuple[Any, ...], Connection] = {}
-_guard = threading.Lock()
+_guard = ProcessLock()
 
 
 def connect(
@@ -80,11 +81,10 @@ def connect(
     Opens nothing. Raises ValueError, TypeError for a name or an `on_error` that is none.
     """
     limits.check_name(name)
-    if on_error not in ("miss", "raise"):
-        raise ValueError(f"on_error must be 'miss' or 'raise', not {on_error!r}")
+    _check_on_error(on_error)
     asked = tuple(sorted((key, repr(value)) for key, value in arguments.items()))
     ident = (name, on_error, pickle_if_private, asked)
-    with _guard:
+    with _guard.current():
         connection = _connections.get(ident)
         if connection is None:
             connection = Connection(name, on_error, pickle_if_private, arguments)
@@ -92,8 +92,21 @@ def connect(
         return connection
 
 
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("miss", "raise"):
+        raise ValueError(f"on_error must be 'miss' or 'raise', not {on_error!r}")
+
+
+def as_pickle_raised(error: TypeError) -> BaseException:
+    """What pickle raised, where the codec's TypeError for a value that cannot be encoded came of
+    that: frameworks' users know pickle's own errors. Else the error itself."""
+    cause = error.__cause__
+    return cause if isinstance(cause, (pickle.PickleError, AttributeError)) else error
+
+
 class Connection:
-    """A cache that is opened when it is first used; made by `connect`. Safe to use from threads."""
+    """A cache that is opened when it is first used; made by `connect`, or around an open cache by
+    `of`. Safe to use from threads, and in forked children."""
 
     def __init__(
         self, name: str, on_error: OnError, pickle_if_private: bool, arguments: dict[str, Any]
@@ -103,10 +116,21 @@ class Connection:
         self._pickle_if_private = pickle_if_private
         self._arguments = arguments
         self._cache: Cache | None = None
-        self._opening = threading.Lock()
+        self._lent = False
+        self._opening = ProcessLock()
         self._refused: errors.ShmcacheError | None = None
         self._retry_at = 0.0
-        self._logged: dict[type[Exception], float] = {}
+        self._logged: dict[type[BaseException], float] = {}
+
+    @classmethod
+    def of(cls, cache: Cache, on_error: OnError) -> Connection:
+        """A connection to a cache that is open and stays its owner's: it is reopened in place
+        where it was unlinked, left alone where its owner has closed it, and never closed."""
+        _check_on_error(on_error)
+        connection = cls(cache.name, on_error, False, {})
+        connection._cache = cache
+        connection._lent = True
+        return connection
 
     @property
     def cache(self) -> Cache:
@@ -114,20 +138,20 @@ class Connection:
         error again, unless `on_error` is ``"raise"``."""
         cache = self._cache
         if cache is None:
-            with self._opening:
+            with self._opening.current():
                 cache = self._cache
                 if cache is None:
-                    cache = self._cache = self._open()
+                    cache = self._cache = self._attempt(self._attach_or_create)
         return cache
 
-    def _open(self) -> Cache:
+    def _attempt(self, opening: Callable[[], Cache]) -> Cache:
         refused = self._refused
         if refused is not None and self.on_error == "miss" and time.monotonic() < self._retry_at:
-            raise refused
+            raise refused.with_traceback(None)
         try:
-            cache = self._attach_or_create()
+            cache = opening()
         except OUTAGES as error:
-            self._refused = error.with_traceback(None)
+            self._refused = error
             self._retry_at = time.monotonic() + RETRY_SECONDS
             raise
         self._refused = None
@@ -165,18 +189,37 @@ class Connection:
             self.log(error)
             return missed
 
+    async def arun(self, operation: Callable[[Cache], Awaitable[T]]) -> T:
+        """The result of an async `operation`, called once more where the cache was unlinked or
+        replaced. Raises its errors, outages too: only the caller knows what has been done."""
+        try:
+            return await operation(self.cache)
+        except _GONE:
+            self._reopen()
+            return await operation(self.cache)
+
     def _reopen(self) -> None:
-        with self._opening:
+        """Attach anew what is gone; raises what that raises (a lent cache), or lets the next use
+        do so."""
+        with self._opening.current():
             cache = self._cache
             if cache is None:
                 return
             try:
                 len(cache)  # another thread may have reopened it meanwhile
-            except _GONE:
+                return
+            except errors.CacheClosed:
+                if self._lent and self._refused is None:
+                    raise  # by its owner; else by a `reopen` of ours that found no cache
+            except errors.CacheNotFound:
+                pass
+            if self._lent:
+                self._attempt(lambda: _reopened(cache))
+            else:
                 self._cache = None
                 cache.close()
 
-    def log(self, error: Exception) -> None:
+    def log(self, error: BaseException) -> None:
         """Log an outage that is served as a miss; of one kind once a minute."""
         now = time.monotonic()
         if now - self._logged.get(type(error), -LOG_SECONDS) >= LOG_SECONDS:
@@ -189,8 +232,15 @@ class Connection:
             )
 
     def close(self) -> None:
-        """Let go of the cache; the next use opens it again."""
-        with self._opening:
+        """Let go of the cache; the next use opens it again. A lent one stays open."""
+        if self._lent:
+            return
+        with self._opening.current():
             cache, self._cache = self._cache, None
         if cache is not None:
             cache.close()
+
+
+def _reopened(cache: Cache) -> Cache:
+    cache.reopen()
+    return cache

@@ -20,7 +20,6 @@ logged: `get` is None, `set` is False. ``on_error="raise"`` raises what shmcache
 from __future__ import annotations
 
 import datetime as dt
-import pickle
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -29,7 +28,7 @@ from cachelib.serializers import SimpleSerializer
 
 from shmcache import errors
 from shmcache.cache import Cache
-from shmcache.contrib._connection import OnError, connect
+from shmcache.contrib._connection import OnError, as_pickle_raised, connect
 
 __all__ = ["ShmCache"]
 
@@ -96,9 +95,10 @@ class ShmCache(BaseCache):
         try:
             return self._connection.run(operation, missed)
         except TypeError as error:
-            if isinstance(error.__cause__, pickle.PickleError):
-                raise error.__cause__ from None
-            raise
+            raised = as_pickle_raised(error)
+            if raised is error:
+                raise
+            raise raised from None
 
     def _store(self, cache: Cache, key: Any, stored: Any, ttl: float | None) -> bool:
         if ttl is not None and ttl < 0:

@@ -25,7 +25,6 @@ memcached. ``on_error="raise"`` raises what shmcache raises.
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -34,7 +33,7 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
 from shmcache import errors
 from shmcache.cache import Cache
-from shmcache.contrib._connection import OUTAGES, connect
+from shmcache.contrib._connection import OUTAGES, as_pickle_raised, connect
 
 __all__ = ["ShmCache"]
 
@@ -67,9 +66,10 @@ class ShmCache(BaseCache):
         try:
             return self._connection.run(operation, missed)
         except TypeError as error:
-            if isinstance(error.__cause__, (pickle.PickleError, AttributeError)):
-                raise error.__cause__ from None
-            raise
+            raised = as_pickle_raised(error)
+            if raised is error:
+                raise
+            raise raised from None
 
     def _ttl(self, timeout: Any) -> float | None:
         """Seconds to live, None: for ever; 0 and less: expired already."""
@@ -199,7 +199,7 @@ class ShmCache(BaseCache):
         value = self._run(lambda cache: once.ask(cache, made, ttl), _MISSING)
         if once.failure is not None:
             raise once.failure
-        return default() if value is _MISSING else value
+        return once.compute() if value is _MISSING else value
 
     # ----------------------------------------------------------------------------- batches
 
@@ -319,17 +319,18 @@ class ShmCache(BaseCache):
         if not callable(default) or self._culls or (ttl is not None and ttl <= 0):
             return await super().aget_or_set(key, default, timeout=timeout, version=version)
         made = self.make_and_validate_key(key, version=version)
-
         once = _Once(default)
         try:
-            return await self._connection.cache.aget_or_init(made, once.compute, ttl)
+            return await self._connection.arun(
+                lambda cache: cache.aget_or_init(made, once.acompute, ttl)
+            )
         except errors.ReentrantInit:
-            pass
+            pass  # a default that asks for its own key computes it again, as elsewhere
         except OUTAGES as error:
             if error is once.failure or self._connection.on_error == "raise":
                 raise
             self._connection.log(error)
-        return await once.compute()
+        return await once.acompute()
 
     async def aclear(self) -> None:
         """`clear`, in a thread."""
@@ -337,32 +338,39 @@ class ShmCache(BaseCache):
 
 
 class _Once:
-    """A default that is computed once; tells its own failure from one of the cache."""
+    """A default that is computed once, whatever becomes of the cache meanwhile; tells its own
+    failure from one of the cache."""
 
     def __init__(self, default: Callable[[], Any]) -> None:
         self._default = default
+        self._value: Any = _MISSING
         self.failure: BaseException | None = None
 
-    def _compute(self) -> Any:
-        try:
-            return self._default()
-        except BaseException as error:
-            self.failure = error
-            raise
+    def compute(self) -> Any:
+        """The default, for `get_or_init`."""
+        if self._value is _MISSING:
+            try:
+                self._value = self._default()
+            except BaseException as error:
+                self.failure = error
+                raise
+        return self._value
 
-    async def compute(self) -> Any:
-        """The same for `aget_or_init`."""
-        try:
-            value = self._default()
-            return await value if inspect.isawaitable(value) else value
-        except BaseException as error:
-            self.failure = error
-            raise
+    async def acompute(self) -> Any:
+        """The same for `aget_or_init`; awaits what has to be awaited."""
+        if self._value is _MISSING:
+            try:
+                value = self._default()
+                self._value = await value if inspect.isawaitable(value) else value
+            except BaseException as error:
+                self.failure = error
+                raise
+        return self._value
 
     def ask(self, cache: Cache, key: str, ttl: float | None) -> Any:
         """The value, _MISSING where the default is to be computed without the cache."""
         try:
-            return cache.get_or_init(key, self._compute, ttl)
+            return cache.get_or_init(key, self.compute, ttl)
         except errors.ReentrantInit:
             return _MISSING  # a default that asks for its own key computes it again, as elsewhere
         except BaseException as error:

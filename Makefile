@@ -90,7 +90,7 @@ bench: build
 	$(BIN)/python -m bench
 
 demo: build
-	$(BIN)/shmcache replay web12 --workers $(WORKERS) --size 2MiB --repeat 20
+	$(BIN)/python tools/demo --workers $(WORKERS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,13 +22,10 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 from shmcache import _core, limits
 from shmcache._core import Timing
-
-if TYPE_CHECKING:
-    from shmcache.cache import Cache
 
 __all__ = ["HistogramBucket", "LatencyRing", "LatencySummary", "Timing"]
 
@@ -91,10 +88,10 @@ class LatencyRing(_core.Ring):
 
     __slots__ = ("_cache", "_capacity")
 
-    _cache: Cache
+    _cache: _core.Handle
     _capacity: int
 
-    def __init__(self, cache: Cache, name: str = "default", capacity: int = 4096) -> None:
+    def __init__(self, cache: _core.Handle, name: str = "default", capacity: int = 4096) -> None:
         name = limits.check_label("latency ring", name).rstrip(b"\0").decode()
         if name.startswith(_RESERVED) and name not in _OWN:
             raise ValueError(

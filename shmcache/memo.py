@@ -32,7 +32,6 @@ from shmcache import _core
 from shmcache.keys import Key
 
 if TYPE_CHECKING:
-    from shmcache.namespace import Namespace
     from shmcache.operations import Ttl
 
 __all__ = ["CacheInfo", "Memoized", "Memoizing", "memoize"]
@@ -158,7 +157,7 @@ def _name(fn: Callable[..., Any], version: object) -> str:
 
 
 def memoize(
-    namespace_of: Callable[[str], Namespace[Any]],
+    namespace_of: Callable[[str], Any],
     fn: Callable[P, R],
     *,
     ttl: Ttl = None,
@@ -168,7 +167,7 @@ def memoize(
     stale: float = 0.0,
     negative_ttl: Ttl = None,
 ) -> Memoized[P, R]:
-    """Wrap `fn`; see `Cache.memoize`."""
+    """Wrap `fn`; see `Cache.memoize`. `namespace_of` makes a `Namespace` (whose module is above)."""
     space = namespace_of(_name(fn, version))
     keys = _Keys(fn)
     make: Any = keys if key is None else key
@@ -204,7 +203,7 @@ def memoize(
         """Forget the result of this call, in all processes. True if there was one."""
         wanted = make(*args, **kwargs)
         try:
-            return space.delete(wanted)
+            return bool(space.delete(wanted))
         except TypeError as error:
             raise keys.refuse(error) from None
 
@@ -226,7 +225,7 @@ class Memoizing:
 
     if TYPE_CHECKING:
 
-        def namespace(self, prefix: str) -> Namespace[Any]: ...  # noqa: D102
+        def namespace(self, prefix: str) -> Any: ...  # noqa: D102
 
     @overload
     def memoize(self, fn: Callable[P, R], /) -> Memoized[P, R]: ...

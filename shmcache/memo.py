@@ -167,7 +167,7 @@ def memoize(
     stale: float = 0.0,
     negative_ttl: Ttl = None,
 ) -> Memoized[P, R]:
-    """Wrap `fn`; see `Cache.memoize`. `namespace_of` makes a `Namespace` (whose module is above)."""
+    """Wrap `fn`; see `Cache.memoize`. `namespace_of` makes a `Namespace`."""
     space = namespace_of(_name(fn, version))
     keys = _Keys(fn)
     make: Any = keys if key is None else key

@@ -71,6 +71,7 @@ class LeaseMutex:
         self._key = ("shmcache.mutex", key)
         self._own = _lock_of(connection.name, key)
         self._lease = 0
+        self._holder = 0  # pid of the process that has acquired it by this object
         self._content = b""
 
     def acquire(self, wait: bool = True) -> bool:
@@ -83,7 +84,8 @@ class LeaseMutex:
             unlocked: int | None = 0  # what an outage leaves: the process's own lock
             lease = self._connection.run(lambda cache: self._take(cache, wait), unlocked)
             taken = lease is not None
-            self._lease = lease or 0
+            if taken:
+                self._lease, self._holder = lease or 0, os.getpid()
         finally:
             if not taken:
                 self._own.lock.release()
@@ -101,7 +103,7 @@ class LeaseMutex:
                 continue
             deadline = _core.now_ms() + _FAR_MS
             outcome, lease = _core.lease_take(
-                cache, self._key, self._content, deadline, version, 0, cache.lock_timeout
+                cache, self._key, self._content, deadline, version, 0, _patience(cache)
             )
             if outcome == "taken":
                 return lease
@@ -111,17 +113,15 @@ class LeaseMutex:
     @staticmethod
     def _lives(cache: _core.Handle, holder: int) -> bool:
         if holder == 0 or holder == _core.identity(cache):
-            return (
-                False  # flipped bytes; or ours, left by a thread that was ended: we have the lock
-            )
+            return False  # flipped bytes; or ours, of a mutex that was dropped: we have the lock
         attachment = cache._attachment
         return bool(attachment.is_alive((holder >> 32) - 1, holder & 0xFFFFFFFF))
 
     def release(self) -> None:
-        """Give it up. RuntimeError where it is not held."""
-        lease, self._lease = self._lease, 0
-        if not self._own.lock.locked():
-            raise RuntimeError(f"the mutex of key {self._name!r} is not held")
+        """Give it up. RuntimeError where it is not held, or by the process that forked this one."""
+        if self._holder != os.getpid() or not self._own.lock.locked():
+            raise RuntimeError(f"the mutex of key {self._name!r} is not held by this process")
+        lease, self._lease, self._holder = self._lease, 0, 0
         try:
             if lease:
                 self._connection.run(lambda cache: self._give_up(cache, lease), False)
@@ -130,9 +130,7 @@ class LeaseMutex:
 
     def _give_up(self, cache: _core.Handle, lease: int) -> bool:
         try:
-            return _core.lease_release(
-                cache, self._key, self._content, lease, max(cache.lock_timeout, 1.0)
-            )
+            return _core.lease_release(cache, self._key, self._content, lease, _patience(cache))
         except errors.LockTimeout:
             return False  # the shard's holder is stopped; our next acquire takes it over
 
@@ -146,3 +144,9 @@ class LeaseMutex:
             return bool(version) and self._lives(cache, holder)
 
         return self._connection.run(held, False)
+
+
+def _patience(cache: _core.Handle) -> float:
+    """Seconds to wait for the lease's shard, also where the handle's writes wait for none: giving
+    up costs the exclusion of other processes."""
+    return max(cache.lock_timeout, 1.0)

@@ -187,6 +187,7 @@ static void flip(target *t, rng *r)
         F(largest[1][0]),
         F(largest[1][1]),
         F(moves_in_a_row),
+        F(main_filled),
         F(min_expiry),
         F(sweep_min),
         F(sweep_slot),

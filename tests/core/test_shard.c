@@ -219,6 +219,53 @@ static void a_hot_key_evicts_nobody(void)
     }
 }
 
+static uint64_t fill(uint64_t from, uint64_t n, uint32_t units)
+{
+    uint64_t evicted = sh->evictions, i;
+    for (i = 0; i < n && sh->evictions == evicted; i++)
+        CHECK_EQ(set(from + i, len_of(units), 0, 0), SHM_HIT);
+    return i;
+}
+/* What fits in a new log fits in one that was full of entries of `past` units and then cleared;
+ * and all but what a pad and the gap take, where its keys were deleted one by one. */
+static void what_fitted_fits_again(uint32_t probation, uint32_t units, uint32_t past)
+{
+    uint64_t n;
+    MAKE(E, .buckets = 512, .main_units = 4000 - probation, .probation_units = probation);
+    n = fill(0, 4000, units) - 1;
+    CHECK(n * units > v->budget_units, "only %llu entries", (unsigned long long)n);
+    for (uint32_t i = 0; i < 12000 / past; i++)
+        CHECK_EQ(set(8000 + i, len_of(past), 0, 0), SHM_HIT);
+    for (uint32_t round = 0; round < 10; round++) {
+        for (uint32_t cleared = 1; cleared + 1; cleared--) {
+            uint64_t m = cleared ? n : n - 3;
+            if (cleared)
+                CHECK(LOCKED(v, 0, 0, (int)shm_clear_slots(op, 0, v->slot_count)) > 0);
+            else
+                for (uint64_t i = 0; i < n; i++)
+                    CHECK_EQ(del(i, 0), SHM_HIT);
+            CHECK_EQ(live(), 0);
+            CHECK_EQ(seg_verify(v, "emptied"), 0);
+            fill(0, m, units);
+            CHECK(sh->counts.entries == m, "round %u.%u, %u log(s): %u of %llu entries of %u units",
+                  round, cleared, probation ? 2 : 1, sh->counts.entries, (unsigned long long)m,
+                  units);
+            CHECK_EQ(seg_verify(v, "filled again"), 0);
+        }
+    }
+    seg_free(&s);
+}
+static void a_cleared_log_is_as_good_as_new(void)
+{
+    for (uint32_t probation = 0; probation <= 400; probation += 400)
+        for (uint32_t past = 4; past <= 256; past *= 4) {
+            what_fitted_fits_again(probation, 4, past);
+            what_fitted_fits_again(probation, 7, past);
+            what_fitted_fits_again(probation, 40, past);
+            what_fitted_fits_again(probation, 150, past);
+        }
+}
+
 /* Counts flipped low make a full shard look as if everything could be moved. */
 static void flipped_counts_make_no_write_long(void)
 {
@@ -444,6 +491,7 @@ int main(void)
     RUN(cache_full_leaves_everything);
     RUN(keep_fills_eighty_percent);
     RUN(a_hot_key_evicts_nobody);
+    RUN(a_cleared_log_is_as_good_as_new);
     RUN(flipped_counts_make_no_write_long);
     RUN(expiry_is_exact_and_memory_comes_back);
     RUN(ghosts_remember_what_was_evicted);

@@ -273,7 +273,7 @@ typedef struct shm_shard {
     uint64_t tail[2];     /* where the next entry goes */
     uint32_t largest[2][2]; /* [log][lap & 1]: units of the largest entry appended in that lap */
     uint32_t moves_in_a_row; /* second chances given since the last eviction */
-    uint32_t pop_slot;    /* where popitem goes on */
+    uint32_t main_filled; /* 1: log 0 has been full, over the budget, since it was last empty */
     uint64_t reserved0;
     /* line 4: expiry */
     uint64_t min_expiry;  /* no live entry expires before this (milliseconds); ~0: none expires */

@@ -158,23 +158,34 @@ static inline bool shm_log_can_move(const shm_op *op, uint32_t l, const shm_log_
     return need + op->spare + (off + op->spare > g->units ? g->units - off : 0) <= st->free;
 }
 
+/* Fill log `l` from `pos`, its tail, to its end.  Returns the position after that: the next lap's
+ * first. */
+static inline uint64_t shm_log_pad(shm_op *op, uint32_t l, uint64_t pos)
+{
+    const shm_log_view *g = &op->v->log[l];
+    uint32_t off = shm_pos_off(g, pos);
+    uint64_t *p = (uint64_t *)(shm_log_base(op->v, op->sh, l) + (uint64_t)off * SHM_UNIT);
+
+    FENCE_REL(); /* INV-REUSE; pairs with FENCE_ACQ of shm_hit_valid */
+    WR(p, (uint64_t)(g->units - off) | (uint64_t)SHM_K_PAD << 48);
+    FAULT(pad_written);
+    pos = shm_pos_advance(g, pos, g->units - off);
+    WRR(&op->sh->tail[l], pos);
+    FAULT(pad_tail);
+    return pos;
+}
+
 /* Where the next n units go, a pad written first where they do not fit before the end.  The
  * caller made sure of the room.  Returns the position; the tail has not passed it yet. */
 static inline uint64_t shm_log_reserve(shm_op *op, uint32_t l, const shm_log_state *st, uint32_t n)
 {
     const shm_log_view *g = &op->v->log[l];
     uint64_t pos = st->tail;
-    uint32_t off = shm_pos_off(g, pos), *largest;
+    uint32_t *largest;
 
     FENCE_REL(); /* INV-REUSE; pairs with FENCE_ACQ of shm_hit_valid */
-    if (off + n > g->units) {
-        uint64_t *p = (uint64_t *)(shm_log_base(op->v, op->sh, l) + (uint64_t)off * SHM_UNIT);
-        WR(p, (uint64_t)(g->units - off) | (uint64_t)SHM_K_PAD << 48);
-        FAULT(pad_written);
-        pos = shm_pos_advance(g, pos, g->units - off);
-        WRR(&op->sh->tail[l], pos);
-        FAULT(pad_tail);
-    }
+    if (shm_pos_off(g, pos) + n > g->units)
+        pos = shm_log_pad(op, l, pos);
     largest = &op->sh->largest[l][(pos >> g->off_bits) & 1];
     if (shm_pos_off(g, pos) == 0 || RD(largest) < n) /* a lap begins: its place is taken over */
         WR(largest, n); /* the same again if a writer dies here and the next one starts the lap */

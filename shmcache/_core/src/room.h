@@ -17,7 +17,8 @@
  * INV-BUDGET: while the shard's live units are below budget_units nothing live is evicted: what
  * the head meets is moved.  So overwriting and deleting evict nobody.  (Where single entries are
  * larger than a 32nd of a log its gap may leave less than the budget: then the main log's own
- * 15/16 count.)  Under `keep` nothing live is ever evicted, and a write that would take live
+ * 15/16 count.)  A main log that is filled for the first time, or again after all of it was
+ * removed, is filled to its end before anything is evicted: main_filled.  Under `keep` nothing live is ever evicted, and a write that would take live
  * units past the budget is refused.
  *
  * What has expired goes before anything live: a write that is about to evict sweeps the index, up
@@ -245,8 +246,8 @@ static int shm_head_step(shm_op *op, uint32_t l, bool force)
     if (may_evict) {
         uint64_t visited = word & SHM_W_VISITED;
         bool evict;
-        if (l == SHM_PROBATION) { /* while main has never been full, all that leaves enters it */
-            evict = force || (visited == 0 && RD(&op->sh->tail[0]) >> v->log[0].off_bits != 0);
+        if (l == SHM_PROBATION) { /* while main has room, all that leaves enters it */
+            evict = force || (visited == 0 && RD(&op->sh->main_filled));
             word &= ~SHM_W_VISITED;
         } else {
             evict = force || visited == 0 || RD(&op->sh->moves_in_a_row) >= SHM_SECOND_CHANCES;
@@ -367,6 +368,36 @@ static inline uint32_t shm_sweep_round(shm_op *op)
     return shm_sweep(op, op->v->slot_count);
 }
 
+/* Nothing in log `l` is live: all of it is free at once. */
+static inline void shm_log_empty(shm_op *op, uint32_t l)
+{
+    WRR(&op->sh->head[l], RD(&op->sh->tail[l]));
+    if (l == SHM_MAIN)
+        WR(&op->sh->main_filled, 0u);
+    FAULT(head_advanced);
+}
+
+/* The same, and begin at the log's first unit again, where it takes as much as when it was new:
+ * no pad half way, no gap for what has gone.  Each call takes a lap of positions (INV-REUSE counts
+ * on their number), so this is for clear() only. */
+static inline void shm_log_restart(shm_op *op, uint32_t l)
+{
+    const shm_log_view *g = &op->v->log[l];
+    shm_log_state st;
+
+    if (g->units == 0 || RD(&op->sh->counts.live_units[l]) != 0)
+        return;
+    shm_log_empty(op, l);
+    if (!shm_log_load(op, l, &st))
+        return; /* flipped bytes: the next write says so */
+    if (shm_pos_off(g, st.tail) != 0) {
+        shm_log_pad(op, l, st.tail);
+        shm_log_empty(op, l);
+    }
+    WR(&op->sh->largest[l][0], 0u);
+    WR(&op->sh->largest[l][1], 0u);
+}
+
 /* Advance the head of log `l` until n units can be appended with the gap kept.  Gives up after
  * one revolution, and under `evict` after a second one that evicts all it may.
  * SHM_HIT, SHM_FULL or SHM_CORRUPT. */
@@ -377,16 +408,16 @@ static int shm_make_room(shm_op *op, uint32_t l, uint32_t n)
     uint64_t begun = op->walked[l];
     bool force = false;
 
-    if (RD(&op->sh->counts.live_units[l]) == 0) { /* nothing live: all of it is free at once */
-        WRR(&op->sh->head[l], RD(&op->sh->tail[l]));
-        FAULT(head_advanced);
-    }
+    if (RD(&op->sh->counts.live_units[l]) == 0)
+        shm_log_empty(op, l);
     for (;;) {
         int r;
         if (!shm_log_load(op, l, &st))
             return SHM_CORRUPT;
         if (shm_log_has_room(op, l, &st, n))
             return SHM_HIT;
+        if (l == SHM_MAIN && !RD(&op->sh->main_filled) && shm_over_budget(op))
+            WR(&op->sh->main_filled, 1u);
         if (op->v->policy == SHM_POLICY_KEEP &&
             (uint64_t)RD(&op->sh->counts.live_units[l]) + n > g->units)
             return SHM_FULL;

@@ -37,7 +37,7 @@
     S(shm_shard)                                                                                 \
     F(shm_shard, holder) F(shm_shard, probe_limit) F(shm_shard, note) F(shm_shard, counts)       \
     F(shm_shard, version) F(shm_shard, ghost_seq) F(shm_shard, head) F(shm_shard, tail)          \
-    F(shm_shard, largest) F(shm_shard, moves_in_a_row) F(shm_shard, pop_slot)                    \
+    F(shm_shard, largest) F(shm_shard, moves_in_a_row) F(shm_shard, main_filled)                 \
     F(shm_shard, min_expiry) F(shm_shard, sweep_min) F(shm_shard, swept_ms)                      \
     F(shm_shard, sweep_slot) F(shm_shard, sweep_invalidation) F(shm_shard, swept_invalidation)   \
     F(shm_shard, wake)                                                                           \

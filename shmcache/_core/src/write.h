@@ -479,6 +479,8 @@ static uint32_t shm_clear_slots(shm_op *op, uint32_t from, uint32_t n)
         }
     }
     if (RD(&op->sh->counts.entries) == 0 && RD(&op->sh->counts.leases) == 0) {
+        shm_log_restart(op, SHM_MAIN);
+        shm_log_restart(op, SHM_PROBATION);
         WRR(&op->sh->probe_limit, 1u); /* nothing is out there any more */
         WR(&op->sh->min_expiry, ~0ull);
         WR(&op->sh->sweep_min, ~0ull);

@@ -6,9 +6,10 @@ import contextlib
 import mmap
 import struct
 from collections.abc import Iterator
+from typing import Any
 
-from shmcache import _core
-from support.names import segment_path
+from shmcache import Cache, _core
+from support.names import leftovers, remove, segment_path
 
 
 def field(data: mmap.mmap | bytes, name: str, format_: str) -> int:
@@ -37,3 +38,13 @@ def holder(name: str, shard: int = 0) -> int:
         (word,) = struct.unpack_from("<Q", data, offset)
     assert isinstance(word, int)
     return word
+
+
+@contextlib.contextmanager
+def persistent(name: str, **arguments: Any) -> Iterator[None]:
+    """A persistent cache that nobody has open, removed afterwards."""
+    Cache(name, size="1MiB", persist=True, **arguments).close()
+    try:
+        yield
+    finally:
+        remove(leftovers(name))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import math
 from datetime import UTC, datetime, time, timedelta, timezone
 from decimal import Decimal
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgpack
@@ -78,3 +80,16 @@ def shape(value: object) -> object:
 def encode_by_hand(code: int, data: bytes) -> bytes:
     packed: bytes = msgpack.packb(msgpack.ExtType(code, data))
     return packed
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, and of the same types all the way down."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, float):
+        return math.copysign(1, a) == math.copysign(1, b) and a == b
+    return bool(a == b)

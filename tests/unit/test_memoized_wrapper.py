@@ -17,8 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import SHARED
 from support.forks import FORKS, in_child
 
 from shmcache import Cache, KeyTooLarge
@@ -47,7 +48,7 @@ SIGNATURES: list[Callable[..., Any]] = [
 ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=SHARED)
 @given(
     st.sampled_from(SIGNATURES),
     st.lists(st.sampled_from([1, "x", 2.5, None, True, (), b"y"]), max_size=4),

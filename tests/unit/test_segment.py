@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from support.attachments import MIB, attach, forget, leave, plan
 from support.names import SHM, leftovers, segment_path
-from support.processes import Channel, Worker, poll_until, release
+from support.processes import Channel, Worker, release
 
 from shmcache import creation, errors, liveness, segment
 from shmcache._linux import LockHold, Mapping
@@ -458,62 +458,3 @@ def test_a_block_is_shared_memory_that_does_not_pickle(opened: segment.Attachmen
     block.close()
     block.close()
     assert (SHM / block.name).exists()
-
-
-# --------------------------------------------------------------------------------------- semaphores
-def test_a_token_wakes_and_one_is_enough(opened: segment.Attachment) -> None:
-    opened.post(0)
-    opened.post(0)
-    opened.wait(0, 60)  # the token is there: at once
-    opened.wait(0, 0.001)  # none is left: the time
-    done = threading.Event()
-
-    def waiter() -> None:
-        opened.wait(1, 60)
-        done.set()
-
-    thread = threading.Thread(target=waiter)
-    thread.start()
-    opened.post(1)
-    assert done.wait(60)
-    thread.join()
-
-
-def test_a_signal_ends_a_wait(opened: segment.Attachment) -> None:
-    seen: list[int] = []
-    before = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
-    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-    try:
-        opened.wait(0, 3600)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert seen
-
-
-def test_what_a_signal_handler_raises_comes_out_of_a_wait(opened: segment.Attachment) -> None:
-    """posix_ipc alone would lose it: a worker told to stop by SIGTERM would wait on."""
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit("told to stop")
-
-    before = signal.signal(signal.SIGUSR1, stop)
-    waiter = threading.get_ident()
-    sender = threading.Timer(0.01, lambda: signal.pthread_kill(waiter, signal.SIGUSR1))
-    try:
-        with pytest.raises(SystemExit, match="told to stop"):
-            sender.start()
-            for _ in range(200):  # ten seconds in all
-                opened.wait(0, 0.05)
-    finally:
-        sender.join()
-        signal.signal(signal.SIGUSR1, before)
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
-
-
-def test_missing_semaphores_degrade_to_short_sleeps(opened: segment.Attachment) -> None:
-    for path in leftovers(opened.name):
-        if path.name.startswith("sem."):
-            path.unlink()
-    opened.post(0)
-    poll_until(lambda: opened.wait(0, 3600) is None, 60, what="a wait without a semaphore ends")

@@ -76,6 +76,7 @@ class Request:
     mode: int
     gid: int | None
     persist: bool | None
+    hash_seed: int | None = None
     observe: bool = False
     decode: bool = True
 
@@ -205,7 +206,7 @@ def _format(
     fields: dict[str, int | bytes] = {
         **asdict(geometry),
         "nonce": nonce,
-        "hash_seed": secrets.randbits(64),
+        "hash_seed": secrets.randbits(64) if request.hash_seed is None else request.hash_seed,
         "inode": mapping.inode,
         "device": mapping.device,
         "created_wall_ns": time.time_ns(),

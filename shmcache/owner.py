@@ -150,7 +150,8 @@ class Owner:
                 raise TypeError(
                     f"Owner.open() takes no {argument!r}: that is what an owner decides"
                 )
-        owner = cls(Cache(name, persist=True, group=group, **cache_arguments), name)
+        seed = cls._seed(snapshot)
+        owner = cls(Cache._seeded(seed, name, persist=True, group=group, **cache_arguments), name)
         owner._own(snapshot, on_progress)
         return owner
 
@@ -164,6 +165,7 @@ class Owner:
 
         Arguments and errors are as for `open`.  May be called again after it has raised.
         """
+        self.cache._hash_seed = self._seed(snapshot)
         self.cache.reopen()
         self._begin()
         self._own(snapshot, on_progress)
@@ -198,6 +200,14 @@ class Owner:
                 cache.unlink()
             cache.close()
             raise
+
+    @staticmethod
+    def _seed(path: Path | None) -> int | None:
+        """The hash seed that a cache created for that snapshot is to have."""
+        if path is None:
+            return None
+        seed: int | None = importlib.import_module("shmcache.snapshot").saved_seed(path)
+        return seed
 
     def _load(self, path: Path, on_progress: Callable[..., object] | None) -> None:
         load = importlib.import_module("shmcache.snapshot").load

@@ -97,6 +97,7 @@ def open_segment(
     mode: int,
     group: str | int | None,
     persist: bool | None,
+    hash_seed: int | None = None,
     observe: bool = False,
     decode: bool = True,
 ) -> Attachment:
@@ -110,6 +111,7 @@ def open_segment(
     mode, group: permissions of a new segment and its semaphores, whatever the umask; and the
         group, name or number, whose segments are accepted beside this user's and root's.
     persist: whether a new segment stays after its last client (None: no).
+    hash_seed: of a new segment, 64 bits (None: drawn at random).
     decode: whether values are to be decoded; without, pickle that others can write is let in.
     observe: attach only, and without counting as a client: see liveness.py.  The attachment is
         this handle's own.  Accepts besides this user's and root's segments those of any group
@@ -136,6 +138,7 @@ def open_segment(
         mode=_check_mode(mode, codec_name),
         gid=_resolve_group(group),
         persist=persist,
+        hash_seed=hash_seed,
         observe=observe,
         decode=decode,
     )

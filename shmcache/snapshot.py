@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import struct
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from shmcache.errors import (
     CacheExists,
     CacheFull,
     CacheNotFound,
+    DecodeError,
     LimitReached,
     LockTimeout,
     NotPermitted,
@@ -40,6 +40,7 @@ from shmcache.errors import (
 )
 from shmcache.observer import observe
 from shmcache.snapshotfile import BLOCK_BYTES, ENTRIES, SLOT, Block, Reader, Writer
+from shmcache.snapshotinfo import SnapshotInfo, hash_seed_of, header_of, info_of
 
 __all__ = [
     "SnapshotInfo",
@@ -49,6 +50,7 @@ __all__ = [
     "load",
     "restore",
     "save",
+    "saved_seed",
     "verify",
 ]
 
@@ -102,34 +104,6 @@ class SnapshotProgress:
     entries: int
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotInfo:
-    """What a snapshot's header and trailer say.
-
-    `created_at` is seconds since 1970 by the wall clock of the save; the rest describes the cache
-    that was saved.
-    """
-
-    name: str
-    entries: int
-    slots: int
-    bytes: int
-    created_at: float
-    codec: str
-    policy: str
-    size: int
-    shards: int
-    avg_entry_size: int
-    swap_slots: int
-    slot_capacity: int
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for a `Cache` like the one that was saved."""
-        same = ("size", "shards", "avg_entry_size", "policy", "codec", "slot_capacity")
-        return {"slots": self.swap_slots, **{key: getattr(self, key) for key in same}}
-
-
 OnProgress = Callable[[SnapshotProgress], object]
 Path = str | os.PathLike[str]
 
@@ -158,21 +132,10 @@ def save(cache: Cache, path: Path, *, on_progress: OnProgress | None = None) -> 
     started = time.monotonic()
     attachment = cache._held
     geometry = attachment.superblock.geometry
-    header = {
-        "name": cache.name,
-        "created_at": time.time(),
-        "codec": cache.codec,
-        "policy": cache.policy,
-        "size": geometry.total_size,
-        "shards": geometry.shard_count,
-        "avg_entry_size": geometry.avg_entry_size,
-        "swap_slots": geometry.slot_count,
-        "slot_capacity": geometry.slot_capacity,
-    }
     index_slots = geometry.shard_count * geometry.bucket_count * _core.LAYOUT["SHM_BUCKET_SLOTS"]
     room = bytearray(max(BLOCK_BYTES, RECORD_HEAD_BYTES + geometry.max_entry_units * _UNIT))
     entries = damaged = 0
-    with Writer(path, mode=attachment.mode, gid=attachment.gid, header=header) as writer:
+    with Writer(path, mode=attachment.mode, gid=attachment.gid, header=header_of(cache)) as writer:
         slots, unsound = _core.export_swaps(cache)
         for name, kind, value in slots:
             label = name.encode()
@@ -208,7 +171,22 @@ def inspect(path: Path) -> SnapshotInfo:
     Raises OSError, and DecodeError where header or trailer are damaged or cut off.
     """
     with Reader(path) as reader:
-        return _info(reader)
+        return info_of(reader)
+
+
+def saved_seed(path: Path) -> int | None:
+    """The hash seed of the cache that was saved, for a cache that is created to be loaded from it.
+
+    With it each key comes into the shard that it came from: a full `keep` cache fits into one of
+    the same size again, which it may not where the keys spread over the shards anew. None where
+    there is no such file, or none that can be read: `load` says what is wrong with it.
+    """
+    try:
+        with Reader(path) as reader:
+            info_of(reader)
+            return hash_seed_of(reader)
+    except (OSError, DecodeError):
+        return None
 
 
 def verify(path: Path, *, on_progress: OnProgress | None = None) -> SnapshotInfo:
@@ -217,39 +195,9 @@ def verify(path: Path, *, on_progress: OnProgress | None = None) -> SnapshotInfo
     Raises OSError, and DecodeError naming file, byte and what is wrong.
     """
     with Reader(path) as reader:
-        info = _info(reader)
+        info = info_of(reader)
         _check(reader, on_progress)
         return info
-
-
-_TEXTS: Final = {
-    "name": re.compile(rf"[A-Za-z0-9._-]{{1,{limits.NAME_MAX}}}"),
-    "codec": re.compile(rf"[ -~]{{1,{limits.CODEC_NAME_MAX}}}"),
-    "policy": re.compile("evict|keep"),
-}
-_NUMBERS: Final = ("size", "shards", "avg_entry_size", "swap_slots", "slot_capacity")
-
-
-def _info(reader: Reader) -> SnapshotInfo:
-    header, totals = reader.header, reader.totals
-    for key, may_be in _TEXTS.items():
-        if not isinstance(header.get(key), str) or not may_be.fullmatch(header[key]):
-            reader.fail(16, f"the header's {key!r} is none")
-    for key in _NUMBERS:
-        if type(header.get(key)) is not int or not 0 <= header[key] < 1 << 63:
-            reader.fail(16, f"the header's {key!r} is no number of bytes or things")
-    if type(header.get("created_at")) is not float or not 0 <= header["created_at"] < 1e11:
-        reader.fail(16, "the header's 'created_at' is no time")
-    return SnapshotInfo(
-        name=header["name"],
-        entries=totals.entries,
-        slots=totals.slots,
-        bytes=totals.bytes,
-        created_at=header["created_at"],
-        codec=header["codec"],
-        policy=header["policy"],
-        **{key: header[key] for key in _NUMBERS},
-    )
 
 
 @dataclass(slots=True)
@@ -336,7 +284,7 @@ def load(cache: Cache, path: Path, *, on_progress: OnProgress | None = None) -> 
     """
     started = time.monotonic()
     with Reader(path) as reader:
-        info = _info(reader)
+        info = info_of(reader)
         _may_load(reader, info)
         _same_codec(reader, info, cache.codec)
         found = _check(reader, on_progress)
@@ -373,7 +321,7 @@ def restore(
     started = time.monotonic()
     limits.check_name(name)
     with Reader(path) as reader:
-        info = _info(reader)
+        info = info_of(reader)
         _may_load(reader, info)
         if codec is not None:
             _same_codec(reader, info, codec.name)
@@ -390,7 +338,8 @@ def restore(
             except CacheNotFound:
                 pass
             try:
-                cache, created = Cache(name, create=True, **arguments), True
+                seed = hash_seed_of(reader)
+                cache, created = Cache._seeded(seed, name, create=True, **arguments), True
                 break
             except CacheExists:  # somebody else was quicker
                 continue

@@ -29,7 +29,16 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *("swap", "latency", "token", "observer"),
     ),
     (
-        *("owner", "metrics", "collector", "snapshot", "snapshotfile", "doctor", "settings"),
+        *(
+            "owner",
+            "metrics",
+            "collector",
+            "snapshot",
+            "snapshotfile",
+            "snapshotinfo",
+            "doctor",
+            "settings",
+        ),
         *("notify", "trace", "replay", "readthrough", "measure", "saver", "wakeup"),
     ),
     ("daemon", "exporter", "listener", "contrib", "recipes"),

@@ -184,6 +184,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     module = types.ModuleType("shmcache.snapshot")
     module.load = stand_in  # type: ignore[attr-defined]
+    module.saved_seed = lambda path: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "shmcache.snapshot", module)
     return asked
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -13,26 +12,19 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import SHARED
 from support.processes import poll_until
 from support.values import VALUES, shape
 
 from shmcache import (
     Cache,
-    CacheClosed,
-    CacheExists,
-    CacheFull,
-    CacheNotFound,
-    DecodeError,
     LimitReached,
-    NotPermitted,
     SlotTooLarge,
-    ValueTooLarge,
     _core,
     snapshot,
 )
-from shmcache.snapshot import SnapshotProgress
 
 KEYS: tuple[Any, ...] = (
     *("", "a", "\u00e4\ud800", b"", b"a", 0, 1, -(1 << 63), True, False, 1.5, None),
@@ -114,7 +106,7 @@ def test_a_codec_of_ones_own(
         snapshot.restore(name, file)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=SHARED)
 @given(st.lists(VALUES, max_size=8))
 def test_any_value_comes_back(
     open_cache: Callable[..., Cache], tmp_path: Path, values: list[Any]
@@ -323,301 +315,3 @@ def test_memoized_results_come_back(open_cache: Callable[..., Cache], file: Path
     snapshot.load(other, file)
     again = other.memoize(square)
     assert again(3) == 9 and again.cache_info().hits == 1
-
-
-# ---------------------------------------------------------------------------- where it is loaded
-def test_the_file_wins_and_other_keys_stay(open_cache: Callable[..., Cache], file: Path) -> None:
-    cache = open_cache()
-    cache.set("a", "saved", ttl=50)
-    snapshot.save(cache, file)
-    cache["a"] = "later"
-    cache["b"] = "other"
-    seen = cache.gets("a")
-    snapshot.load(cache, file)
-    assert cache["a"] == "saved" and cache["b"] == "other"
-    assert cache.ttl("a") is not None
-    assert seen is not None and not cache.cas("a", "late", seen.version), "it is a write"
-
-
-def test_local_entries_see_the_load(open_cache: Callable[..., Cache], file: Path) -> None:
-    cache = open_cache(local_entries=10)
-    cache["a"] = [1]
-    snapshot.save(cache, file)
-    cache["a"] = [2]
-    assert cache["a"] == [2]
-    snapshot.load(cache, file)
-    assert cache["a"] == [1]
-
-
-def test_another_codec_is_refused_by_both_names(
-    open_cache: Callable[..., Cache], file: Path
-) -> None:
-    cache, other = open_cache(codec="json"), open_cache(codec="msgpack")
-    cache["a"] = b"raw, and readable with any codec"
-    snapshot.save(cache, file)
-    with pytest.raises(ValueError, match=r"'json'.*'msgpack'"):
-        snapshot.load(other, file)
-    with pytest.raises(ValueError, match=r"'json'.*'msgpack'"):
-        snapshot.restore(other.name, file)
-    assert len(other) == 0
-
-
-def test_keep_stops_and_says_how_far_it_got(open_cache: Callable[..., Cache], file: Path) -> None:
-    cache, small = open_cache(size="4MiB"), open_cache(size="1MiB", policy="keep")
-    for number in range(8000):
-        cache[number] = b"x" * 200
-    total = snapshot.save(cache, file).entries
-    with pytest.raises(CacheFull, match=rf"(\d+) of {total} entries were stored") as caught:
-        snapshot.load(small, file)
-    assert f" {len(small)} of {total} " in str(caught.value)
-    assert caught.value.__cause__ is not None and small.verify() == []
-
-
-def test_keep_refuses_an_entry_that_can_never_fit_before_anything(
-    open_cache: Callable[..., Cache], file: Path
-) -> None:
-    cache, small = open_cache(size="16MiB"), open_cache(size="1MiB", policy="keep")
-    cache["a"] = b"x" * small.max_value_size * 2
-    cache["b"] = 1
-    snapshot.save(cache, file)
-    with pytest.raises(ValueTooLarge, match=r"has an entry of \d+ bytes"):
-        snapshot.load(small, file)
-    assert len(small) == 0
-
-
-def test_evict_keeps_what_fits_and_counts_the_rest(
-    open_cache: Callable[..., Cache], file: Path
-) -> None:
-    cache, small = open_cache(size="32MiB", shards=1), open_cache(size="1MiB")
-    for number in range(8000):
-        cache[number] = b"%05d" % number * 40
-    cache["large"] = b"x" * small.max_value_size * 2
-    cache["beyond a block"] = b"y" * (2 << 20)
-    assert snapshot.save(cache, file).entries == 8002
-    report = snapshot.load(small, file)
-    assert (report.entries, report.too_large) == (8000, 2)
-    assert report.evicted > 0 and len(small) == 8000 - report.evicted
-    assert all(value == b"%05d" % key * 40 for key, value in small.items())
-    assert small.verify() == []
-
-
-def test_an_empty_cache(open_cache: Callable[..., Cache], file: Path) -> None:
-    cache, other = open_cache(), open_cache()
-    other["a"] = 1
-    assert snapshot.save(cache, file).entries == 0
-    assert snapshot.load(other, file).entries == 0
-    assert dict(other) == {"a": 1}
-
-
-# ---------------------------------------------------------------------------------- the file
-def test_inspect_tells_what_a_cache_for_it_takes(
-    open_cache: Callable[..., Cache], new_name: Callable[[], str], file: Path
-) -> None:
-    cache = open_cache(
-        size="3MiB", shards=2, avg_entry_size=64, policy="keep", codec="json", slots=3
-    )
-    cache["a"] = 1
-    cache.slot().store([1])
-    before = time.time()
-    report = snapshot.save(cache, file)
-    info = snapshot.inspect(file)
-    assert info == snapshot.verify(file)
-    assert before <= info.created_at <= time.time()
-    assert (info.name, info.entries, info.slots, info.bytes) == (cache.name, 1, 1, report.bytes)
-    with Cache(new_name(), **info.arguments) as other:
-        assert (other.size, other.shards, other.policy, other.codec) == (3 << 20, 2, "keep", "json")
-        assert other.slot().capacity == cache.slot().capacity
-        assert other.max_value_size == cache.max_value_size
-
-
-def test_restore_creates_a_cache_that_persists(
-    open_cache: Callable[..., Cache], new_name: Callable[[], str], file: Path
-) -> None:
-    cache = open_cache(policy="keep", shards=4)
-    cache["a"] = 1
-    snapshot.save(cache, file)
-    name = new_name()
-    report = snapshot.restore(name, file, mode=0o640)
-    assert report.created and report.entries == 1
-    with Cache(name, create=False) as other:
-        assert dict(other) == {"a": 1} and other.persist
-        assert (other.size, other.shards, other.policy) == (cache.size, 4, "keep")
-        other["a"] = 2
-    assert not snapshot.restore(name, file, size="64MiB").created
-    with Cache(name, create=False) as other:
-        assert other["a"] == 1 and other.size == cache.size
-        other.unlink()
-    assert snapshot.restore(name, file, size="1MiB").created
-    with Cache(name, create=False) as other:
-        assert other.size == 1 << 20
-        other.unlink()
-
-
-def test_restore_removes_what_it_could_not_fill(
-    open_cache: Callable[..., Cache], new_name: Callable[[], str], file: Path
-) -> None:
-    cache = open_cache(size="4MiB", policy="keep")
-    for number in range(8000):
-        cache[number] = b"x" * 200
-    snapshot.save(cache, file)
-    name = new_name()
-    with pytest.raises(CacheFull):
-        snapshot.restore(name, file, size="1MiB")
-    with pytest.raises(CacheNotFound):
-        Cache(name, create=False)
-
-
-def test_restore_does_not_make_a_persistent_cache_of_one_that_is_there(
-    open_cache: Callable[..., Cache], file: Path
-) -> None:
-    cache = open_cache()
-    cache["a"] = 1
-    snapshot.save(cache, file)
-    snapshot.restore(cache.name, file)
-    assert not cache.persist and cache.stats().clients == 1
-
-
-def test_two_that_restore_at_once_share_one_cache(
-    open_cache: Callable[..., Cache],
-    new_name: Callable[[], str],
-    file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cache = open_cache()
-    cache["a"] = 1
-    snapshot.save(cache, file)
-    name, real = new_name(), snapshot.Cache
-    quicker: list[Cache] = []
-
-    def second(*args: Any, **options: Any) -> Cache:
-        quicker.append(real(name, create=True))
-        monkeypatch.setattr(snapshot, "Cache", real)
-        raise CacheExists("somebody else was quicker")
-
-    monkeypatch.setattr(snapshot, "Cache", second)
-    assert not snapshot.restore(name, file).created
-    with quicker[0] as other:
-        assert other["a"] == 1
-
-
-@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
-def test_the_file_has_the_mode_of_the_segment(
-    mode: int, open_cache: Callable[..., Cache], file: Path
-) -> None:
-    cache = open_cache(mode=mode)
-    old = os.umask(0o077)
-    try:
-        snapshot.save(cache, file)
-    finally:
-        os.umask(old)
-    assert stat.S_IMODE(file.stat().st_mode) == mode
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other groups")
-def test_the_file_has_the_group_of_the_segment(
-    open_cache: Callable[..., Cache], file: Path
-) -> None:
-    cache = open_cache(mode=0o660, group=54321)
-    snapshot.save(cache, file)
-    assert file.stat().st_gid == 54321 and stat.S_IMODE(file.stat().st_mode) == 0o660
-
-
-def test_a_snapshot_replaces_the_old_one_through_a_link(
-    open_cache: Callable[..., Cache], tmp_path: Path
-) -> None:
-    cache = open_cache()
-    link, file = tmp_path / "link", tmp_path / "file"
-    link.symlink_to(file)
-    for number in range(3):
-        cache[number] = number
-        snapshot.save(cache, link)
-    assert link.is_symlink() and snapshot.verify(file).entries == 3
-    assert sorted(tmp_path.iterdir()) == [file, link]
-
-
-@pytest.mark.parametrize("what", ["directory", "pipe"])
-def test_what_is_no_file_is_refused(
-    what: str, open_cache: Callable[..., Cache], tmp_path: Path
-) -> None:
-    cache, path = open_cache(), tmp_path / "here"
-    if what == "pipe":
-        os.mkfifo(path)
-    else:
-        path.mkdir()
-    with pytest.raises(ValueError, match="no regular file"):
-        snapshot.save(cache, path)
-    with pytest.raises(DecodeError, match="no regular file"):
-        snapshot.load(cache, path)
-    assert sorted(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_that_is_not_there(cache: Cache, tmp_path: Path) -> None:
-    for call in (snapshot.inspect, snapshot.verify, lambda path: snapshot.load(cache, path)):
-        with pytest.raises(FileNotFoundError, match="nowhere"):
-            call(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        snapshot.save(cache, tmp_path / "nowhere" / "a")
-
-
-def test_progress_is_told_of_both_ways(open_cache: Callable[..., Cache], file: Path) -> None:
-    cache = open_cache(size="8MiB")
-    for number in range(9000):
-        cache[number] = b"x" * 300
-    told: list[SnapshotProgress] = []
-    total = snapshot.save(cache, file, on_progress=told.append).entries
-    assert len(told) > 1 and told[-1] == SnapshotProgress("saving", 1.0, total)
-    snapshot.load(cache, file, on_progress=told.append)
-    for phase in ("saving", "checking", "loading"):
-        steps = [step for step in told if step.phase == phase]
-        assert [s.fraction for s in steps] == sorted(s.fraction for s in steps)
-        assert 0.9 < steps[-1].fraction <= 1.0 and steps[-1].entries == total
-
-
-def test_a_cache_that_goes_away_while_it_is_saved(cache: Cache, file: Path) -> None:
-    file.write_text("old")
-    for number in range(1000):
-        cache[number] = number
-
-    def close(_: SnapshotProgress) -> None:
-        cache.close()
-
-    with pytest.raises(CacheClosed):
-        snapshot.save(cache, file, on_progress=close)
-        snapshot.save(cache, file)
-    other = Cache(cache.name, size="2MiB")
-    other.close()
-    with pytest.raises(CacheClosed):
-        snapshot.save(other, file)
-
-
-# ------------------------------------------------------------------------- pickle runs code
-def test_a_pickle_snapshot_that_others_can_write_is_refused(
-    open_cache: Callable[..., Cache], new_name: Callable[[], str], file: Path
-) -> None:
-    cache = open_cache(codec="pickle")
-    cache["a"] = {1}
-    snapshot.save(cache, file)
-    snapshot.load(cache, file)
-    for mode in (0o620, 0o602):
-        file.chmod(mode)
-        with pytest.raises(NotPermitted, match=rf"0{mode:o}.*pickle|pickle.*0{mode:o}"):
-            snapshot.load(cache, file)
-        with pytest.raises(NotPermitted):
-            snapshot.restore(new_name(), file)
-    file.chmod(0o644)
-    assert snapshot.load(cache, file).entries == 1
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
-def test_a_pickle_snapshot_of_another_user_is_refused(
-    open_cache: Callable[..., Cache], file: Path
-) -> None:
-    cache, safe = open_cache(codec="pickle"), open_cache()
-    cache["a"] = safe["a"] = {1}
-    snapshot.save(cache, file)
-    os.chown(file, 54321, -1)
-    with pytest.raises(NotPermitted, match="54321"):
-        snapshot.load(cache, file)
-    snapshot.save(safe, file)
-    os.chown(file, 54321, -1)
-    assert snapshot.load(safe, file).entries == 1, "msgpack runs nothing"

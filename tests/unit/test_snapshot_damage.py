@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import xxhash
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import SHARED
 from support.segments import mapped
 
 from shmcache import Cache, DecodeError, _core, snapshot
@@ -30,6 +31,7 @@ HEADER: dict[str, Any] = {
     "avg_entry_size": 256,
     "swap_slots": 16,
     "slot_capacity": 64,
+    "hash_seed": "0123456789abcdef",
 }
 
 
@@ -236,7 +238,7 @@ RECORDS = st.builds(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=SHARED)
 @given(st.lists(RECORDS, max_size=4), st.integers(-1, 1))
 def test_any_records_are_refused_or_loaded_and_the_cache_stays_sound(
     cache: Cache, tmp_path: Path, records: list[bytes], more: int
@@ -284,6 +286,8 @@ def test_what_is_no_slot_is_refused(
         ({"size": -1}, {}, [], "'size'"),
         ({"size": 1.5}, {}, [], "'size'"),
         ({"shards": True}, {}, [], "'shards'"),
+        ({"hash_seed": 1}, {}, [], "'hash_seed' is none"),
+        ({"hash_seed": "0x12"}, {}, [], "'hash_seed' is none"),
         ({"created_at": 1e300}, {}, [], "'created_at'"),
         ({"created_at": "now"}, {}, [], "'created_at'"),
         ({}, {"entries": 1}, [], "0 entries, where the trailer says 1"),

@@ -78,6 +78,13 @@ def members(session: int) -> dict[int, int]:
     return found
 
 
+def command_of(pid: int) -> bytes:
+    """The command line of a process; empty where it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
 class Server:
     """A running server. ``workers()`` are the processes that its first one has started."""
 
@@ -107,9 +114,10 @@ class Server:
         poll_until(up, what="the server is up")
 
     def workers(self) -> list[int]:
-        """Pids of the living children of the first process."""
+        """Pids of the living children of the first process, but multiprocessing's helpers."""
         mine = self.process.pid
-        return sorted(pid for pid, parent in members(mine).items() if parent == mine)
+        children = [pid for pid, parent in members(mine).items() if parent == mine]
+        return sorted(pid for pid in children if b"resource_tracker" not in command_of(pid))
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it by a signal; its exit code, once every process of it is gone."""

@@ -4,11 +4,13 @@
 #   make test     install and run the test suite (with a test build that has fault points)
 #   make build    the virtual environment with the package in it, editable
 #   make check    lint and types
+#   make upstream the frameworks' own test suites over our backends (downloads them)
 #   make stress   the tests that load the cache with real processes, longer than `make test` does
 #   make sanitize the C core alone under ThreadSanitizer, AddressSanitizer, UBSan and a fuzzer
 #   make pythons  the suite under the other supported Pythons that are on PATH
 #   make models   the Promela models, checked with spin
 #   make nightly  all of it, at length
+#   make example  the FastAPI service of examples/, run and asked a few things
 #   make bench    ratios against dict, lru_cache, LMDB and others
 #   make clean    remove what was built (not the virtual environment: `make distclean`)
 #
@@ -26,7 +28,7 @@ FAULT_LIB := build/fault
 LOCKED = flock $(VENV)/.build-lock
 
 .DELETE_ON_ERROR:
-.PHONY: build check test upstream stress nightly sanitize bench demo models pythons fault-build clean distclean
+.PHONY: build check test upstream example stress nightly sanitize bench demo models pythons fault-build clean distclean
 
 build: $(VENV)/.installed
 	@$(LOCKED) $(BIN)/python setup.py --quiet build_ext --inplace
@@ -91,6 +93,9 @@ bench: build
 
 demo: build
 	$(BIN)/python tools/demo --workers $(WORKERS)
+
+example: build
+	$(BIN)/python examples/service/run.py --demo
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ def worker(tmp_path: Path, environment: dict[str, str]) -> Iterator[Server]:
         sys.stderr.write(server.log.read_text()[-8000:])
         raise
     finally:
-        server.stop()
+        server.stop(signal.SIGQUIT)  # a warm shutdown waits for the process that it has lost
 
 
 def send(environment: dict[str, str], times: int, task: str = "compute") -> None:

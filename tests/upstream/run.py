@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -68,11 +69,29 @@ def unpack(package: str, stem: str) -> Path:
     folder = WORK / f"{stem}-{release}"
     if not folder.is_dir():
         WORK.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary"]
-        subprocess.run([*pip, ":all:", "-d", str(WORK), f"{package}=={release}"], check=True)
+        download(f"{package}=={release}")
+        half = WORK / f"{stem}.half"  # a run that was interrupted leaves no half of a suite
+        shutil.rmtree(half, ignore_errors=True)
         with tarfile.open(WORK / f"{stem}-{release}.tar.gz") as archive:
-            archive.extractall(WORK, filter="data")
+            archive.extractall(half, filter="data")
+        (half / folder.name).rename(folder)
+        half.rmdir()
     return folder
+
+
+def download(requirement: str) -> None:
+    """The source distribution, by pip; once more where the registry is slow or has hiccups."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+    pip += ["--no-binary", ":all:", "--timeout", "30", "--retries", "3", "-d", str(WORK)]
+    for attempt in (1, 2):
+        done = subprocess.run(
+            [*pip, requirement], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+        if done.returncode == 0:
+            return
+        print(f"download of {requirement}, attempt {attempt}: {done.stdout.decode()[-1000:]}")
+        time.sleep(5)
+    raise SystemExit(f"{requirement} could not be downloaded: is the package registry reachable?")
 
 
 def run(suite: str, command: list[str], folder: Path) -> bool:

@@ -24,6 +24,7 @@ import random
 import resource
 import statistics
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,8 @@ class Contestant:
         warm: run the batch once, untimed, before the sample.
         settle: called before each sample, untimed.
         sample_ns: nanoseconds that a sample aims at, where there is one list only.
+        waits: the statement waits for another process, so that time off the CPU is part of what
+            it costs and nothing tells a disturbed sample: none is taken again.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Contestant:
     warm: bool = True
     settle: Callable[[], None] | None = None
     sample_ns: int = SAMPLE_NS
+    waits: bool = False
     _run: Callable[[int, Sequence[Any]], int] = field(init=False, repr=False)
     _next: Iterator[int] = field(init=False, repr=False)
     passes: int = field(init=False, default=1)
@@ -112,7 +116,7 @@ class Contestant:
         switched = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw != before
         # thread_time_ns() itself costs some 200 ns around the sample, which errs towards calm.
         disturbed = switched or wall - cpu > STOLEN_SHARE * wall
-        return wall / (self.passes * len(batch) * self.operations), disturbed
+        return wall / (self.passes * len(batch) * self.operations), disturbed and not self.waits
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,16 @@ class Figure:
         return self.value <= self.target if self.at_most else self.value >= self.target
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table as people read it: cells are text already."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
 @dataclass
 class Result:
     """All that one workload measured."""
@@ -184,8 +198,11 @@ class Result:
     measurements: list[Measurement] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     """Contestants or parts that could not run, and why."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Figures for the JSON and the plots that are too many for `details`."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +217,10 @@ class Options:
     window_s: float = 0.2
     """Seconds of such a window."""
     seed: int = 20_240_607
+    large: bool = False
+    """Also what needs gigabytes and minutes: see the workload `growth`."""
+    traces: Path | None = None
+    """Directory of traces for `hit_ratio`; None: where bench.policy looks."""
 
     @classmethod
     def quickly(cls) -> Options:
@@ -337,6 +358,33 @@ def _idle_ticks() -> dict[int, int]:
         for row in rows
         if row[0].startswith("cpu") and row[0] != "cpu"
     }
+
+
+def single_calls(
+    statement: str, names: Mapping[str, Any], batch: Sequence[Any], limit_ns: int
+) -> array[int]:
+    """Time every execution of `statement` by itself, for `key` in `batch`; nanoseconds.
+
+    Ends early once `limit_ns` have passed.  Each span includes one reading of the clock: time
+    the statement `pass` to know what that costs."""
+    parameters = "".join(f", {name}={name}" for name in names)
+    source = f"""
+def timed(batch, limit{parameters}):
+    spans = array("Q")
+    append = spans.append
+    for key in batch:
+        start = now()
+        {statement}
+        end = now()
+        append(end - start)
+        if end > limit:
+            break
+    return spans
+"""
+    space: dict[str, Any] = {**names, "now": time.perf_counter_ns, "array": array}
+    exec(compile(source, f"<bench: {statement}>", "exec"), space)
+    spans: array[int] = space["timed"](batch, time.perf_counter_ns() + limit_ns)
+    return spans
 
 
 def percentile(ordered: Sequence[float], p: float) -> float:

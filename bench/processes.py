@@ -120,10 +120,12 @@ class Crew:
         for process in self._processes:
             process.join()
 
-    def window(self, seconds: float) -> Window:
-        """Run all workers for `seconds`, again if the window was disturbed."""
+    def window(self, seconds: float, limit: int = REDO_LIMIT) -> Window:
+        """Run all workers for `seconds`, again if the window was disturbed, `limit` times at most.
+
+        Workers that wait for other processes are off the CPU by nature: `limit` 1 for these."""
         attempts: list[Window] = []
-        while len(attempts) < REDO_LIMIT:
+        while len(attempts) < limit:
             for pipe in self._pipes:
                 pipe.send(seconds)
             works = [pipe.recv() for pipe in self._pipes]

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from bench.harness import Figure, Measurement, Result
+from bench.harness import Figure, Measurement, Result, Table
 
 SCHEMA = 1
 """Bumped when a field of the JSON changes its meaning or goes away."""
@@ -34,6 +34,8 @@ def as_markdown(machine: dict[str, Any], results: list[Result]) -> str:
             lines += [*_figures(result.figures), ""]
         if result.measurements:
             lines += [*_measurements(result.measurements), ""]
+        for table in result.tables:
+            lines += [*as_rows(table), ""]
         for name, value in result.details.items():
             lines.append(f"* {name}: {_plain(value)}")
         lines += [f"* Skipped: {reason}" for reason in result.skipped]
@@ -58,8 +60,41 @@ def as_text(result: Result) -> str:
             f"  {figure.name:<50} {_number(figure.value)} {figure.unit:<3} {bound:<7} "
             f"{verdict:<7} {net}"
         )
+    for table in result.tables:
+        rows += ["", *_aligned(table)]
     rows += [f"  skipped: {reason}" for reason in result.skipped]
     return "\n".join(rows)
+
+
+def _aligned(table: Table) -> list[str]:
+    cells = [table.columns, *table.rows]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(table.columns))]
+    lines = [
+        "  " + row[0].ljust(widths[0]) + "".join(
+            "  " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)
+        )
+        for row in cells
+    ]
+    return [f"  {table.title}", *lines]
+
+
+def as_rows(table: Table) -> list[str]:
+    """A table in Markdown, under its title; the first column is text, all others are numbers."""
+    rows = [f"**{table.title}**", "", "| " + " | ".join(table.columns) + " |"]
+    rows.append("|---" + "|---:" * (len(table.columns) - 1) + "|")
+    rows += ["| " + " | ".join(row) + " |" for row in table.rows]
+    return [*rows, "", table.note] if table.note else rows
+
+
+def span(nanoseconds: float | None) -> str:
+    """A duration with three digits and the unit that suits it; a dash for None."""
+    if nanoseconds is None:
+        return "-"
+    for limit, unit in ((1e3, "ns"), (1e6, "µs"), (1e9, "ms")):
+        if nanoseconds < 0.9995 * limit:
+            value = nanoseconds / (limit / 1e3)
+            return f"{value:.0f} {unit}" if value >= 99.95 or unit == "ns" else f"{value:.3g} {unit}"
+    return f"{nanoseconds / 1e9:.3g} s"
 
 
 def _machine(machine: dict[str, Any]) -> list[str]:

@@ -22,4 +22,12 @@ NAMES = (
     "memory",
     "attach",
     "ring",
+    "peers_latency",
+    "peers_cold",
+    "peers_scaling",
+    "kill_storm",
+    "footprint",
+    "growth",
+    "hit_ratio",
+    "instructions",
 )

@@ -11,7 +11,9 @@
 #   make models   the Promela models, checked with spin
 #   make nightly  all of it, at length
 #   make example  the FastAPI service of examples/, run and asked a few things
-#   make bench    ratios against dict, lru_cache, LMDB and others
+#   make bench    shmcache beside dict, lru_cache, LMDB, Redis and others, into out/; a look in two
+#                 minutes: BENCH_ARGS=--quick
+#   make bench-record   the same into docs/bench, for a commit; on a quiet machine
 #   make clean    remove what was built (not the virtual environment: `make distclean`)
 #
 # PYTHON says which interpreter makes the virtual environment, VENV where it is:
@@ -19,6 +21,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 PYTHONS ?= python3.11 python3.12 python3.13
 WORKERS ?= 4
 
@@ -28,7 +31,7 @@ FAULT_LIB := build/fault
 LOCKED = flock $(VENV)/.build-lock
 
 .DELETE_ON_ERROR:
-.PHONY: build check test upstream example stress nightly sanitize bench demo models pythons fault-build clean distclean
+.PHONY: build check test upstream example stress nightly sanitize bench bench-record demo models pythons fault-build clean distclean
 
 build: $(VENV)/.installed
 	@$(LOCKED) $(BIN)/python setup.py --quiet build_ext --inplace
@@ -87,9 +90,17 @@ sanitize:
 models: build
 	$(BIN)/python models/run.py
 
-bench: build
-	$(LOCKED) $(BIN)/pip install --quiet --disable-pip-version-check 'lmdb>=1.4' 'warp_cache>=0.3'
-	$(BIN)/python -m bench
+bench: fault-build $(VENV)/.bench
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+bench-record: fault-build $(VENV)/.bench
+	$(BIN)/python -m bench --record docs/bench $(BENCH_ARGS)
+
+# The peers; UltraDict apart, which not every machine can build: the bench says so and goes on.
+$(VENV)/.bench: pyproject.toml | build
+	$(LOCKED) $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[bench]'
+	-$(LOCKED) $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[bench-ultradict]'
+	@touch $@
 
 demo: build
 	$(BIN)/python tools/demo --workers $(WORKERS)

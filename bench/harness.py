@@ -216,6 +216,8 @@ class Options:
     """Windows of time that each number of processes runs."""
     window_s: float = 0.2
     """Seconds of such a window."""
+    redo: int = 10
+    """Attempts at an undisturbed window."""
     seed: int = 20_240_607
     large: bool = False
     """Also what needs gigabytes and minutes: see the workload `growth`."""
@@ -225,7 +227,7 @@ class Options:
     @classmethod
     def quickly(cls) -> Options:
         """A look: fewer rounds and windows; noisier figures."""
-        return cls(quick=True, repeats=11, windows=7)
+        return cls(quick=True, repeats=9, windows=4, redo=2)
 
 
 class Rounds:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import sqlite3
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("shmcache", "lmdb", "warp_cache", "msgpack", "msgspec", "Cython")
+PACKAGES = (
+    "shmcache", "lmdb", "warp_cache", "UltraDict", "diskcache", "redis", "hiredis", "pymemcache",
+    "msgpack", "msgspec", "Cython",
+)  # fmt: skip
+PROGRAMS = {"redis-server": "--version", "memcached": "-V"}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -25,8 +31,10 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "compiler": platform.python_compiler(),
         "packages": {name: _version(name) for name in PACKAGES},
+        "programs": {name: _program(name, flag) for name, flag in PROGRAMS.items()},
+        "sqlite": sqlite3.sqlite_version,
         "revision": _revision(),
-        "command": " ".join(["python -m bench.run", *sys.argv[1:]]),
+        "command": " ".join(["python -m bench", *sys.argv[1:]]),
         "load_average": os.getloadavg()[0],
     }
 
@@ -50,6 +58,15 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _program(name: str, flag: str) -> str | None:
+    try:
+        done = subprocess.run([name, flag], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"\d+(\.\d+)+", done.stdout)
+    return found[0] if found else None
 
 
 def _revision() -> str:

@@ -14,9 +14,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lmdb
+if TYPE_CHECKING:
+    import lmdb
 
 SHM = Path("/dev/shm")
 _numbers = itertools.count()
@@ -55,6 +56,8 @@ def shmcache_open(**arguments: Any) -> Iterator[Any]:
 def lmdb_open(map_size: int, *, writemap: bool = False) -> Iterator[lmdb.Environment]:
     """A fresh lmdb environment in /dev/shm with sync off: as fast as it gets with durability
     given up, which a cache has no use for."""
+    import lmdb
+
     folder = tempfile.mkdtemp(prefix="shmcache-bench-lmdb-", dir=SHM)
     try:
         with lmdb.open(

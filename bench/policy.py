@@ -169,7 +169,7 @@ def reference(readme: Path) -> dict[tuple[str, float, str], tuple[float, float]]
 def main() -> int:
     """Run what the command line asks for."""
     arguments = _arguments()
-    traces = _traces(arguments)
+    traces = list(arguments.trace) or find_traces(arguments.traces)
     if not traces:
         print("no traces found: name files, or say --traces DIR", file=sys.stderr)
         return 2
@@ -307,11 +307,10 @@ def _table(outcomes: list[Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _traces(arguments: argparse.Namespace) -> list[Path]:
-    if arguments.trace:
-        return list(arguments.trace)
+def find_traces(folder: Path | None = None) -> list[Path]:
+    """Every trace in `folder` (None: see the module's docstring), and the one that is shipped."""
     root = machine.ROOT
-    folders = [arguments.traces] if arguments.traces else []
+    folders = [folder] if folder else []
     if not folders and "SHMCACHE_TRACES" in os.environ:
         folders = [Path(os.environ["SHMCACHE_TRACES"])]
     if not folders:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.harness import Figure, Measurement, Result, Table
 
-SCHEMA = 1
+SCHEMA = 2
 """Bumped when a field of the JSON changes its meaning or goes away."""
 
 
@@ -70,9 +70,9 @@ def _aligned(table: Table) -> list[str]:
     cells = [table.columns, *table.rows]
     widths = [max(len(row[at]) for row in cells) for at in range(len(table.columns))]
     lines = [
-        "  " + row[0].ljust(widths[0]) + "".join(
-            "  " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)
-        )
+        "  "
+        + row[0].ljust(widths[0])
+        + "".join("  " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in cells
     ]
     return [f"  {table.title}", *lines]
@@ -93,12 +93,15 @@ def span(nanoseconds: float | None) -> str:
     for limit, unit in ((1e3, "ns"), (1e6, "µs"), (1e9, "ms")):
         if nanoseconds < 0.9995 * limit:
             value = nanoseconds / (limit / 1e3)
-            return f"{value:.0f} {unit}" if value >= 99.95 or unit == "ns" else f"{value:.3g} {unit}"
+            return (
+                f"{value:.0f} {unit}" if value >= 99.95 or unit == "ns" else f"{value:.3g} {unit}"
+            )
     return f"{nanoseconds / 1e9:.3g} s"
 
 
 def _machine(machine: dict[str, Any]) -> list[str]:
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    versions = machine["packages"] | machine["programs"] | {"SQLite": machine["sqlite"]}
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return [
         f"{machine['processor']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, "
         f"Python {machine['python']} ({machine['compiler']}), {packages}; revision "

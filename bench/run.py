@@ -1,22 +1,26 @@
-"""Command line: `python -m bench.run [--quick] [--only NAME ...] [--json FILE] [--markdown FILE]`.
+"""Command line: `python -m bench [--quick] [--only NAME ...] [--record DIR]`.
 
-Prints each workload as it finishes and writes the reports, by default to `out/bench.json` and
-`out/bench.md`.  Missing a target is no failure (exit 0): a benchmark reports.  A premise that
-does not hold is one (exit 1), and so is a workload that raises; the others still run.
+Prints each workload as it finishes and writes the reports, by default to `out/bench.json`,
+`out/bench.md`, `out/summary.md` and plots beside them (bench/plots.py).  `--record docs/bench`
+writes the same to where committed results live: a whole run, for a quiet machine.  Missing a target
+is no failure (exit 0): a benchmark reports.  A premise that does not hold is one (exit 1), and so
+is a workload that raises; the others still run.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
-from bench import machine, report
+from bench import machine, plots, report, summary
 from bench.harness import Options, Result
 from bench.workloads import NAMES
 
@@ -26,7 +30,11 @@ def main() -> int:
     # Ends the `with` statements, which unlink what was opened, instead of leaving it behind.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     arguments = _arguments()
-    options = Options.quickly() if arguments.quick else Options()
+    options = replace(
+        Options.quickly() if arguments.quick else Options(),
+        large=arguments.large,
+        traces=arguments.traces,
+    )
     described = machine.describe()
     results: list[Result] = []
     failed = []
@@ -52,6 +60,7 @@ def main() -> int:
     if results:
         print(described["load"])
         print(f"written: {arguments.json} {arguments.markdown}")
+        _for_readers(arguments.json)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -63,9 +72,46 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}"
     )
+    parser.add_argument(
+        "--large", action="store_true", help="10,000,000 entries even where memory looks short"
+    )
+    parser.add_argument(
+        "--traces",
+        type=Path,
+        help="directory of traces; default: the environment's SHMCACHE_TRACES",
+    )
     parser.add_argument("--json", type=Path, default=machine.ROOT / "out" / "bench.json")
     parser.add_argument("--markdown", type=Path, default=machine.ROOT / "out" / "bench.md")
-    return parser.parse_args()
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help="run everything and write there: bench.json, bench.md, summary.md and the plots",
+    )
+    arguments = parser.parse_args()
+    if arguments.record:
+        if arguments.quick or arguments.only:
+            parser.error("--record is for whole runs: leave out --quick and --only")
+        arguments.json = arguments.record / "bench.json"
+        arguments.markdown = arguments.record / "bench.md"
+    return arguments
+
+
+def _for_readers(source: Path) -> None:
+    """Write the summary and the plots of a run beside its JSON."""
+    document = json.loads(source.read_text())
+    text = summary.as_summary(document)
+    if text:
+        path = source.with_name("summary.md")
+        path.write_text(text)
+        print(f"written: {path}")
+    try:
+        drawn = plots.draw(document, source.parent)
+    except ImportError as error:
+        print(f"no plots: {error}")
+        return
+    if drawn:
+        print(f"written: {len(drawn)} plots in {source.parent}")
 
 
 def _load(before: tuple[int, int, int], own_cpu: float, start: float) -> str:

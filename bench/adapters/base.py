@@ -21,6 +21,9 @@ OPERATIONS = (
 )
 """The calls of a peer, in the order in which tables show them."""
 
+PIECE_BYTES = 256 << 10
+"""Bytes of values in one message of `fill`."""
+
 
 class Peer(Protocol):
     """One system under test.
@@ -110,8 +113,11 @@ class Adapter:
         """See `Peer`; in pieces, so that no message is larger than a server takes."""
         if self.set_many is not None:
             keys = list(pairs)
-            for at in range(0, len(keys), 500):
-                self.set_many({key: pairs[key] for key in keys[at : at + 500]})
+            first = next(iter(pairs.values()), b"")
+            size = len(first) if isinstance(first, bytes) else 200
+            each = max(1, min(500, PIECE_BYTES // max(1, size)))
+            for at in range(0, len(keys), each):
+                self.set_many({key: pairs[key] for key in keys[at : at + each]})
             return
         assert self.set is not None
         for key, value in pairs.items():

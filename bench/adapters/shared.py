@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Mapping
 from multiprocessing import managers
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from bench.adapters.base import Absent, Adapter
+from bench.adapters.base import Absent, Adapter, Peer
 from bench.peers import warp_open
 
 _numbers = itertools.count()
@@ -28,8 +28,9 @@ class Shmcache(Adapter):
 
     name = "shmcache"
     about = "shmcache.Cache with room for all, otherwise its defaults"
-    arguments: Mapping[str, Any] = {}
-    """More arguments of `Cache`, for variants."""
+    arguments: ClassVar[Mapping[str, Any]] = {}
+    """More arguments of `Cache`: see `fitting`."""
+    cache: Any
 
     def open(self, room: int, *, objects: bool = False) -> None:
         """See `Peer`."""
@@ -62,6 +63,18 @@ class Shmcache(Adapter):
         self.contains = cache.__contains__
         self.set, self.delete, self.incr = cache.set, cache.delete, cache.incr
         self.get_many, self.set_many = cache.get_many, cache.set_many
+
+
+def fitting(kind: type[Peer], **arguments: Any) -> type[Peer]:
+    """shmcache with more arguments, as its user would give them; other peers as they are."""
+    if kind is not Shmcache:
+        return kind
+
+    class Fitting(Shmcache):
+        pass
+
+    Fitting.arguments = arguments
+    return Fitting
 
 
 class WarpCache(Adapter):
@@ -165,9 +178,7 @@ class Ultra(Adapter):
         """See `Peer`."""
         from UltraDict import UltraDict
 
-        self._store = UltraDict(
-            name=self._title, create=False, shared_lock=True, auto_unlink=False
-        )
+        self._store = UltraDict(name=self._title, create=False, shared_lock=True, auto_unlink=False)
         self._take()
 
     def close(self) -> None:

@@ -66,7 +66,7 @@ class Lmdb(_Stored):
             self._environment.close()  # the parent's, inherited; the library opens it once only
         environment = self._environment = lmdb.open(
             self._folder,
-            map_size=8 * self._room + (64 << 20),
+            map_size=max(1 << 30, 8 * self._room),  # sparse; a reader off its CPU pins pages
             sync=False,
             metasync=False,
             writemap=True,

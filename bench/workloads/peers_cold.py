@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.adapters import PEERS, Peer, opened
+from bench.adapters.shared import fitting
 from bench.harness import (
     Contestant,
     Options,
@@ -55,7 +56,9 @@ def run(options: Options) -> Result:
     keys = hot_keys(count)
     values = {key: value_of(n, SIZE) for n, key in enumerate(keys)}
     shuffled = random.Random(options.seed).sample(keys, count)
-    kinds = [kind for kind in PEERS if kind.name not in TOO_SMALL]
+    kinds = [
+        fitting(kind, avg_entry_size=SIZE + 20) for kind in PEERS if kind.name not in TOO_SMALL
+    ]
     result.skipped += [f"{name}: its table is opened with fewer slots" for name in TOO_SMALL]
     with opened(kinds, count * (SIZE + 20), result.skipped) as peers:
         seconds = {}

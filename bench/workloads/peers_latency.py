@@ -20,9 +20,9 @@ from bench.harness import (
     require,
     single_calls,
 )
-from bench.peers import hot_keys
+from bench.peers import hot_keys, shmcache_open
 from bench.report import span
-from bench.workloads._values import KINDS, Kind
+from bench.workloads._values import KINDS, Kind, document
 
 SAMPLE_NS = 1_000_000
 """Wall time that a sample of a batch aims at."""
@@ -76,9 +76,59 @@ def run(options: Options) -> Result:
     for kind in kinds:
         with opened(PEERS, 2 * kind.keys * (kind.size + 100), [], objects=kind.objects) as peers:
             _measure(kind, peers, rounds, blocks, result)
+    _measure_own(rounds, blocks, result)
     with opened(PEERS, 1 << 20, result.skipped) as present:
         result.details["set up"] = {peer.name: peer.about for peer in present}
     return result
+
+
+def _measure_own(rounds: int, blocks: int, result: Result) -> None:
+    """What only shmcache has: decoded objects that a process keeps, slots and rings."""
+    from shmcache import Cache
+
+    keys = hot_keys()
+    with (
+        shmcache_open(local_entries=2 * len(keys)) as local,
+        shmcache_open() as cache,
+    ):
+        assert isinstance(cache, Cache)
+        for n, key in enumerate(keys):
+            local.set(key, document(n))
+            require(local.get(key) == document(n), "the object is equal to what was stored")
+            require(local.get(key) is local.get(key), "the second get decodes nothing")
+        slot = cache.slot("config")
+        slot.store(document(1))
+        require(slot.load() == document(1), "the slot holds what was stored")
+        ring = cache.latencies()
+        calls = {
+            "local get of a small dict": ("call(key)", local.get, keys),
+            "slot load": ("call()", slot.load, keys),
+            "ring record_ns": ("call(key)", ring.record_ns, range(1_000)),
+        }
+        contestants = [
+            Contestant(name, statement, {"call": call}, [items], sample_ns=SAMPLE_NS)
+            for name, (statement, call, items) in calls.items()
+        ]
+        timed = interleave(contestants, Options(repeats=rounds))
+        spans: dict[str, list[int]] = {name: [] for name in calls}
+        with quiet():
+            for _ in range(blocks):
+                for name, (statement, call, items) in calls.items():
+                    batch = list(items) * (BLOCK // len(items))
+                    spans[name] += single_calls(statement, {"call": call}, batch, BLOCK_NS)
+        require(ring.summary().count > 0, "durations were recorded")
+        require(local.stats().misses == 0, "every get was a hit")
+    figures = {
+        name: {"median_ns": timed[name].median_ns, **_percentiles(some)}
+        for name, some in spans.items()
+    }
+    result.data["own"] = figures
+    rows = [
+        [name] + [span(figure[p]) for p in ("median_ns", "p50", "p99", "p99.9", "max")]
+        for name, figure in figures.items()
+    ]
+    columns = ["", "in batches", "single calls: median", "p99", "p99.9", "max"]
+    result.tables.append(Table("What only shmcache has", columns, rows))
 
 
 @dataclass(frozen=True)
@@ -258,9 +308,7 @@ def _tables(
             for peer in peers
             if peer.name in figures[operation]
         ]
-        rows.append(
-            ["clock"] + [span(clock[p]) for p in ("p50", "p99", "p99.9", "max")] + [""]
-        )
+        rows.append(["clock"] + [span(clock[p]) for p in ("p50", "p99", "p99.9", "max")] + [""])
         columns = ["", "median", "p99", "p99.9", "max", "calls"]
         note = "All other operations: in the JSON." if operation == "set" else ""
         tails.append(Table(f"{kind.name}, single calls: {TITLES[operation]}", columns, rows, note))

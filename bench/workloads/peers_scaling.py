@@ -56,7 +56,7 @@ def run(options: Options) -> Result:
     mixes = QUICK if options.quick else MIXES
     counts = PROCESSES[::2] if options.quick else PROCESSES
     rounds = 1 if options.quick else 3
-    seconds = 0.1 if options.quick else 0.15
+    seconds = 0.1
     result = Result(
         "peers_scaling",
         "several processes on one system",
@@ -242,9 +242,7 @@ def _tables(
     ]
     tails = [
         [name]
-        + [
-            " / ".join(span(row[str(c)][call]["p99"]) for call in ("get", "set")) for c in counts
-        ]
+        + [" / ".join(span(row[str(c)][call]["p99"]) for call in ("get", "set")) for c in counts]
         for name, row in figures.items()
     ]
     waits = [

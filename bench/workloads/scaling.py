@@ -68,7 +68,7 @@ def run(options: Options) -> Result:
             }
             for _ in range(options.windows):
                 for at, crew in crews.items():
-                    windows.setdefault(at, []).append(crew.window(options.window_s))
+                    windows.setdefault(at, []).append(crew.window(options.window_s, options.redo))
         load.check()
         stats = load.cache.stats()
         result.details["lock"] = {

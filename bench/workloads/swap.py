@@ -140,7 +140,7 @@ def _throughput(result: Result, options: Options, cache: Any) -> None:
         for _ in range(options.windows):
             for state, taken in windows.items():
                 pipe.send(0.010 if state == "writer" else None)
-                taken.append(crew.window(options.window_s))
+                taken.append(crew.window(options.window_s, options.redo))
         pipe.send(None)
     seen = [work.result for window in windows["writer"] for work in window.works]
     require(min(seen) >= 1 and statistics.median(seen) > 3, "readers saw several versions")

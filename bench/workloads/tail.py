@@ -66,7 +66,7 @@ def run(options: Options) -> Result:
             crews = {workers: stack.enter_context(Crew(prepare, workers)) for workers in PROCESSES}
             for _ in range(options.windows):
                 for workers, crew in crews.items():
-                    window = crew.window(options.window_s)
+                    window = crew.window(options.window_s, options.redo)
                     disturbed[workers] += window.disturbed
                     for place, call in enumerate(("get", "set")):
                         every = sorted(itertools.chain(*(w.result[place] for w in window.works)))

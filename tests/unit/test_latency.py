@@ -21,7 +21,7 @@ from shmcache import (
 )
 
 MAX_NS = 1 << 53
-ERROR = 1 / 2047  # of a kept sample: half a step of 2**10 for each power of two is 1 / 2048
+ERROR = 1 / 1024  # of a kept sample: a step of 2**10 for each power of two
 OWN = ("shmcache.get", "shmcache.set")
 
 
@@ -125,7 +125,18 @@ def test_a_number_of_samples_is_not_negative(ring: LatencyRing, call: str) -> No
 # --------------------------------------------------------------------- precision and range
 
 
-def test_what_is_kept_is_off_by_half_a_step_at_most(cache: Cache) -> None:
+def test_durations_of_three_digits_come_back_exactly(cache: Cache) -> None:
+    ring = cache.latencies(capacity=1)
+    for zeros in range(13):
+        for digits in range(1, 1000):
+            ring.record_ns(digits * 10**zeros)
+            assert ring.recent(1) == [digits * 10**zeros / 1e9]
+    for seconds in (0.5, 0.1, 0.0015, 2.0, 0.25):
+        ring.record(seconds)
+        assert ring.recent(1) == [ring.percentile(50)] == [ring.average(1)] == [seconds]
+
+
+def test_what_is_kept_is_off_by_a_step_at_most(cache: Cache) -> None:
     ring = cache.latencies(capacity=1)
     random.seed(3)
     edges = [e + d for k in range(53) for e in (1 << k,) for d in (-1, 0, 1)]

@@ -394,7 +394,7 @@ _Static_assert(sizeof(shm_token) == SHM_TOKEN_SIZE, "token size");
  * A sample is one 64-bit word; 0: never written.
  *
  *   bits    field     meaning
- *   0-15    duration  nanoseconds, log-linear: 1,024 steps for each power of two (error 0.05%)
+ *   0-15    duration  nanoseconds, log-linear: 1,024 steps for each power of two (error 0.1%)
  *   16-51   time      milliseconds since the segment was created, modulo 2^36 (2.2 years)
  *   52-62   lap       1 + the position's lap modulo 2,047: never 0
  *   63      taken     handed out by drain; the only bit that is ever set later

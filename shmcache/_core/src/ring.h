@@ -122,13 +122,20 @@ static inline uint64_t shm_sample_word(uint64_t ns, uint64_t since_ms, uint64_t 
            (since_ms & SHM_S_TIME_MASK) << SHM_S_TIME_SHIFT | lap << SHM_S_LAP_SHIFT;
 }
 
-/* The duration that a sample stands for: the middle of its step, half a step off at most. */
+/* The duration that a sample stands for: the roundest decimal of its step, of several the one
+ * nearest to the middle; a step off at most.  No step holds two numbers of three digits, so such
+ * a duration (250 us, 1.5 s) comes back exactly. */
 static inline uint64_t shm_sample_ns(uint64_t w)
 {
     uint32_t step = (uint32_t)(w & SHM_S_DURATION);
-    uint32_t e = step >> SHM_DURATION_STEP_BITS;
     uint64_t low = shm_step_low(step, SHM_DURATION_STEP_BITS);
-    return e <= 1 ? low : low + (1ull << (e - 2));
+    uint64_t last = shm_step_low(step + 1, SHM_DURATION_STEP_BITS) - 1, unit = 1, ns;
+    if (low < 1ull << SHM_DURATION_STEP_BITS || last < low) /* exact, or a flipped byte's */
+        return low;
+    while (last / (unit * 10) * (unit * 10) >= low)
+        unit *= 10;
+    ns = (low + (last - low) / 2 + unit / 2) / unit * unit;
+    return ns < low ? ns + unit : ns > last ? ns - unit : ns;
 }
 
 /* Milliseconds between a sample's recording and now, as far as 36 bits can tell; 0 for one that

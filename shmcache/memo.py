@@ -28,8 +28,8 @@ from typing import (
     overload,
 )
 
-from shmcache import _core
-from shmcache.keys import Key
+from shmcache import _core, limits
+from shmcache.keys import Key, encode
 
 if TYPE_CHECKING:
     from shmcache.operations import Ttl
@@ -150,10 +150,29 @@ class _Pending:
 
 def _name(fn: Callable[..., Any], version: object) -> str:
     """The prefix of the function's namespace, the same in all processes that run the same code."""
+    if not hasattr(fn, "__qualname__"):
+        raise TypeError(
+            f"memoize takes a function, by whose name all processes know its results, and a "
+            f"{type(fn).__name__} has none: wrap it in a def"
+        )
     name = f"memoize:{fn.__module__}.{fn.__qualname__}"
-    if fn.__qualname__.endswith("<lambda>"):  # all of a module's would share one
-        name += f":{fn.__code__.co_firstlineno}"
+    if fn.__qualname__.endswith("<lambda>"):  # all of a module's would share one, all of a line's
+        columns = [column for _, _, column, _ in fn.__code__.co_positions() if column]
+        name += f":{fn.__code__.co_firstlineno}.{max(columns, default=0)}"
     return name if version is None else f"{name}#{version!r}"
+
+
+def _check(ttl: Ttl, key: object, timeout: float, stale: float, negative_ttl: Ttl) -> None:
+    """What `get_or_init` would refuse at the first call is refused where it is written."""
+    limits.ttl_to_ms(ttl)
+    limits.check_timeout("timeout", timeout)
+    limits.check_timeout("stale", stale)
+    if negative_ttl is not None and negative_ttl != 0:
+        limits.ttl_to_ms(negative_ttl)
+    if key is not None and not callable(key):
+        raise TypeError(
+            f"key must be a function of the call's arguments that returns the key, not {key!r:.80}"
+        )
 
 
 def memoize(
@@ -201,18 +220,23 @@ def memoize(
 
     def invalidate(*args: Any, **kwargs: Any) -> bool:
         """Forget the result of this call, in all processes. True if there was one."""
-        wanted = make(*args, **kwargs)
+        return bool(space.delete(key_of(*args, **kwargs)))
+
+    def key_of(*args: Any, **kwargs: Any) -> Key:
+        """The key of this call within the function's results."""
+        wanted: Key = make(*args, **kwargs)
         try:
-            return bool(space.delete(wanted))
+            encode(wanted)
         except TypeError as error:
             raise keys.refuse(error) from None
+        return wanted
 
     def cache_info() -> CacheInfo:
         """Hits and misses of this process; `currsize` walks the cache's index."""
         return CacheInfo(recall.hits, recall.misses, None, len(space))
 
     wrapper.invalidate = invalidate
-    wrapper.key = make
+    wrapper.key = key_of
     wrapper.cache_clear = space.invalidate
     wrapper.cache_info = cache_info
     return wrapper  # type: ignore[no-any-return]
@@ -252,7 +276,16 @@ class Memoizing:
         stale: float = 0.0,
         negative_ttl: Ttl = None,
     ) -> Callable[[Callable[P, R]], Memoized[P, R]]: ...
-    def memoize(self, *args: Any, **options: Any) -> Any:
+    def memoize(
+        self,
+        ttl: Any = None,
+        *,
+        key: Callable[..., Key] | None = None,
+        version: object = None,
+        timeout: float = 20.0,
+        stale: float = 0.0,
+        negative_ttl: Ttl = None,
+    ) -> Any:
         """A decorator that keeps a function's results here, for all workers: each call's result
         is computed by one caller among all processes (`get_or_init`).
 
@@ -274,8 +307,16 @@ class Memoizing:
 
         Of a namespace, the results are nested in it: its `invalidate` drops them too.
         """
-        if args and callable(args[0]):
-            return memoize(self.namespace, args[0])
-        if args:
-            (options["ttl"],) = args
-        return partial(memoize, self.namespace, **options)
+        fn, ttl = (ttl, None) if callable(ttl) else (None, ttl)
+        _check(ttl, key, timeout, stale, negative_ttl)
+        decorate = partial(
+            memoize,
+            self.namespace,
+            ttl=ttl,
+            key=key,
+            version=version,
+            timeout=timeout,
+            stale=stale,
+            negative_ttl=negative_ttl,
+        )
+        return decorate if fn is None else decorate(fn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -213,6 +214,42 @@ def test_lambdas_of_a_module_do_not_share(cache: Cache) -> None:
     two = cache.memoize(lambda x: ["two", x])
     assert one(1) == ["one", 1]
     assert two(1) == ["two", 1]
+
+
+def test_lambdas_of_a_line_do_not_share(cache: Cache) -> None:
+    one, two = cache.memoize(lambda x: ["one", x]), cache.memoize(lambda x: ["two", x])
+    assert one(1) == ["one", 1]
+    assert two(1) == ["two", 1]
+
+
+def test_options_that_make_no_sense_are_refused_where_they_are_written(cache: Cache) -> None:
+    for wrong in ({"ttl": 0}, {"stale": -1}, {"timeout": float("nan")}, {"negative_ttl": -1}):
+        with pytest.raises(ValueError, match="|".join(["ttl", *wrong])):
+            cache.memoize(**wrong)
+    for wrong in ({"key": 5}, {"foo": 1}, {"ttl": "60"}):
+        with pytest.raises(TypeError):
+            cache.memoize(**wrong)
+    with pytest.raises(TypeError, match="positional"):
+        cache.memoize(5, 6)  # type: ignore[call-overload]
+    parameters = inspect.signature(Cache.memoize).parameters
+    assert list(parameters) == [
+        *("self", "ttl", "key", "version", "timeout", "stale", "negative_ttl")
+    ]
+
+
+def test_what_has_no_name_is_refused(cache: Cache) -> None:
+    with pytest.raises(TypeError, match="a partial has none: wrap it in a def"):
+        cache.memoize(functools.partial(max, 1))
+
+
+def test_key_refuses_what_the_call_refuses(cache: Cache) -> None:
+    @cache.memoize
+    def count(x: list[int]) -> int:
+        return len(x)
+
+    for call in (count, count.key, count.invalidate):
+        with pytest.raises(TypeError, match="pass key= to memoize"):
+            call([1])
 
 
 def test_it_is_the_cache_that_is_open_that_counts(open_cache: Callable[..., Cache]) -> None:

@@ -119,7 +119,9 @@ def create(request: Request) -> Attachment | None:
         ) from error
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise _no_room(request.name, request.plan()) from error
+            raise _no_room(request.name, request.plan(), error) from error
+        if error.errno == errno.EROFS:
+            raise errors.NotPermitted(read_only(request.name)) from error
         raise
     try:
         return _build(request, path, fd)
@@ -180,7 +182,7 @@ def _build_locked(request: Request, path: str, fd: int) -> Attachment | None:
         with suppress(OSError):
             os.ftruncate(fd, 0)
         remove_semaphores(request.name, nonce)
-        raise _no_room(request.name, geometry) from error
+        raise _no_room(request.name, geometry, error) from error
     finally:
         if not published:
             remove_semaphores(request.name, nonce)
@@ -235,9 +237,32 @@ def _reserve(name: str, fd: int, geometry: Geometry) -> None:
         os.posix_fallocate(fd, start, min(_RESERVE_STEP_BYTES, size - start))
 
 
-def _no_room(name: str, geometry: Geometry) -> errors.OutOfSharedMemory:
+def read_only(name: str) -> str:
+    """The message for a /dev/shm that cannot be written."""
+    return (
+        f"cannot open cache {name!r}: {SHM_DIR} is mounted read-only, and whoever uses a cache "
+        f"writes to it: mount -o remount,rw {SHM_DIR} (a container with a read-only root needs a "
+        "tmpfs of its own there)"
+    )
+
+
+def _no_room(
+    name: str, geometry: Geometry, error: OSError | None = None
+) -> errors.OutOfSharedMemory:
+    """`error`: what the system said, where there should have been room."""
     room = os.statvfs(SHM_DIR)
     free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+    files = geometry.shard_count + 3  # the segment under two names, the gate's semaphore
+    few_files = room.f_files > 0 and room.f_ffree < files
+    by_limit = error is not None and error.errno != errno.ENOSPC
+    if error is not None and free > geometry.total_size and (by_limit or few_files):
+        inodes = f" and {room.f_ffree} of the {files} files that it takes" if few_files else ""
+        return errors.OutOfSharedMemory(
+            f"cache {name!r} asks for {_amount(geometry.total_size)} of shared memory, which the "
+            f"system refuses ({error.strerror}) although {SHM_DIR} has {_amount(free)}{inodes} "
+            "free: look at this process's limits (ulimit -f, -v), the cgroup's memory limit and "
+            f"the files that {SHM_DIR} may hold (mount option nr_inodes), or pass a smaller size"
+        )
     return errors.OutOfSharedMemory(
         f"cache {name!r} asks for {_amount(geometry.total_size)} of shared memory, and {SHM_DIR} "
         f"has {_amount(free)} free of {_amount(total)}: pass a smaller size, unlink caches that "

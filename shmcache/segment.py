@@ -50,7 +50,7 @@ from shmcache.block import (
     may_unlink,
     segment_path,
 )
-from shmcache.creation import Request, build_progress, create
+from shmcache.creation import Request, build_progress, create, read_only
 from shmcache.limits import check_name
 from shmcache.liveness import (
     GATE_TIMEOUT_SECONDS,
@@ -249,6 +249,8 @@ def _attach(request: Request) -> Attachment | None:
     except PermissionError as error:
         raise errors.NotPermitted(_whose(name, status)) from error
     except OSError as error:
+        if error.errno == errno.EROFS:
+            raise errors.NotPermitted(read_only(name)) from error
         if error.errno == errno.ENOMEM:
             raise errors.OutOfSharedMemory(
                 f"cache {name!r} has {status.st_size} bytes, and this process has no address "

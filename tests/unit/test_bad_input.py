@@ -179,12 +179,12 @@ def test_more_than_there_is_in_all(cache_name: str) -> None:
     assert leftovers(cache_name) == []
 
 
-def in_small_shm(code: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` where /dev/shm is a tmpfs of 4 MiB of its own."""
+def in_small_shm(code: str, options: str = "size=4m") -> subprocess.CompletedProcess[str]:
+    """Run ``code`` where /dev/shm is a tmpfs of its own, of 4 MiB unless `options` say more."""
     unshare = shutil.which("unshare")
     if unshare is None or os.geteuid() != 0:
         pytest.skip("needs root and unshare(1), to mount a small /dev/shm of its own")
-    script = 'mount -t tmpfs -o size=4m tmpfs /dev/shm && exec "$0" -c "$1"'
+    script = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$0" -c "$1"'
     done = subprocess.run(
         [unshare, "-m", "sh", "-c", script, sys.executable, textwrap.dedent(code)],
         capture_output=True,
@@ -218,6 +218,52 @@ def test_a_small_dev_shm_is_an_error_at_creation_and_never_a_sigbus() -> None:
     assert done.returncode == 0, done.stderr
     assert "8" in done.stdout
     assert done.stdout.rstrip().endswith("refused")
+
+
+def test_a_read_only_dev_shm_is_said() -> None:
+    done = in_small_shm("""
+        import os
+        from shmcache import Cache, NotPermitted, list_caches
+        Cache("there", size="2MiB", persist=True).close()
+        os.system("mount -o remount,ro /dev/shm")
+        for arguments in ({}, {"create": True}, {"create": False}):
+            name = "there" if arguments.get("create") is False else "new"
+            try:
+                Cache(name, **arguments)
+            except NotPermitted as error:
+                print(error)
+        assert [info.name for info in list_caches()] == ["there"]
+        """)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mounted read-only") == 3
+    assert "remount,rw" in done.stdout
+
+
+def test_what_the_system_refuses_although_there_is_room_says_so() -> None:
+    done = in_small_shm(
+        """
+        from shmcache import Cache, OutOfSharedMemory
+        try:
+            Cache("many", size="1MiB")
+        except OutOfSharedMemory as error:
+            print(error)
+        """,
+        "size=4m,nr_inodes=4",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "No space left" in done.stdout
+    assert "nr_inodes" in done.stdout
+
+
+def test_a_system_without_dev_shm_has_no_caches() -> None:
+    done = in_small_shm("""
+        import os
+        import shmcache
+        assert os.system("mount -t tmpfs tmpfs /dev") == 0
+        print(shmcache.list_caches())
+        """)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
 
 
 # --------------------------------------------------------------------------- other users

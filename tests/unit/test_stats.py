@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import resource
 import time
 from collections.abc import Callable
 
 import pytest
+from support.forks import in_child
 from support.processes import Channel, Worker, poll_until
 from support.segments import field, mapped, shard_offset
 
@@ -182,3 +186,16 @@ def test_verify_finds_what_is_wrong(open_cache: Callable[..., Cache]) -> None:
     assert findings
     assert "1" in str(findings[0])
     assert cache.verify() == []
+
+
+def test_stats_need_no_descriptor(cache: Cache) -> None:
+    def without_descriptors() -> bool:
+        soft = max(map(int, os.listdir("/proc/self/fd"))) + 2
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, soft))
+        cache["k"] = 1
+        with contextlib.suppress(OSError):
+            while True:
+                os.open("/dev/null", os.O_RDONLY)
+        return cache.stats().clients >= 1 and cache["k"] == 1
+
+    assert in_child(os.fork, without_descriptors)

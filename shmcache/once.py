@@ -53,6 +53,9 @@ PATIENCE_S: Final = 0.1
 """Seconds that a shard is waited for at least, also where `lock_timeout` is less: holds last
 microseconds, and giving up costs the promise that one caller computes."""
 
+CLOSED_S: Final = 0.25
+"""Seconds between two looks of a waiting thread at whether its handle has been closed."""
+
 _LONGEST_S: Final = 1e6  # what a lock's acquire takes for an endless wait
 _FRESH, _STALE, _UNFIT = range(3)  # of _core.look_up
 
@@ -249,7 +252,10 @@ def _initialise(call: _Call, factory: Callable[[], T]) -> T:
             if old is not MISS:
                 return old  # type: ignore[no-any-return]
             try:
-                rung = bell.acquire(timeout=call.left())
+                rung = bell.acquire(timeout=min(call.left(), CLOSED_S))
+                while not rung and call.left():
+                    call.look()  # raises once another thread has closed the handle
+                    rung = bell.acquire(timeout=min(call.left(), CLOSED_S))
             except BaseException:
                 crew.desert(ident, flight, seat)
                 raise

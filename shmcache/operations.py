@@ -31,7 +31,15 @@ __all__ = ["ABSENT", "Operations", "Ttl", "Versioned"]
 Ttl = float | timedelta | None
 V = TypeVar("V")
 
-ABSENT: Final[Any] = object()
+
+class _Absent:
+    """The type of ABSENT: a default that no caller passes, and that says so in `help()`."""
+
+    def __repr__(self) -> str:
+        return "<absent>"
+
+
+ABSENT: Final[Any] = _Absent()
 """No argument was passed, where None is one."""
 
 
@@ -55,16 +63,23 @@ class Operations(Once, MutableMapping[Any, V]):
         is yielded exactly once; none is yielded torn or expired."""
         return _core.Cursor(self, KEYS)
 
+    def _still_open(self) -> None:
+        """A view is empty-handed until it is used; that the cache is closed or gone is said now."""
+        _core.Cursor(self, KEYS)
+
     def keys(self) -> KeysView[Any]:
         """A view of the keys; iteration as `iter(cache)`."""
+        self._still_open()
         return CacheKeys(self)
 
     def values(self) -> ValuesView[Any]:
         """A view of the values; iteration as `iter(cache)`."""
+        self._still_open()
         return CacheValues(self)
 
     def items(self) -> ItemsView[Any, Any]:
         """A view of keys and values, each pair of one instant; iteration as `iter(cache)`."""
+        self._still_open()
         return CacheItems(self)
 
     def scan(self, prefix: Key) -> Iterator[Any]:

@@ -102,6 +102,8 @@ class SwapSlot(_core.Swap):
         Raises CacheClosed or CacheNotFound within 15 ms (250 ms where the file was removed by
         hand) of the handle being closed or the cache unlinked.
         """
+        if type(version) is not int:
+            raise TypeError(f"version must be an int, not {type(version).__name__}")
         deadline = None
         if timeout is not None:
             deadline = time.monotonic() + limits.check_timeout("timeout", timeout)
@@ -124,6 +126,8 @@ class SwapSlot(_core.Swap):
         decoded, is logged to `shmcache` and watching goes on. It ends with `Watcher.stop`, and
         when the handle is closed or the cache unlinked. A forked child does not inherit it.
         """
+        if not callable(callback):
+            raise TypeError(f"watch takes a callable, not {type(callback).__name__}")
         return Watcher(self, callback)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -80,10 +80,11 @@ cdef class Handle(Reads):
     cdef int check_size(self, CKey *k, CValue *v, uint64_t ttl_ms) except -1:
         if v.len > <size_t>self.max_value_size or \
                 shm_entry_units(k.k.len, v.len, True) > self.view.max_entry_units:
+            less = ", less with a key as long as this" if v.len <= <size_t>self.max_value_size else ""
             raise _errors.ValueTooLarge(
                 f"a value of {v.len} bytes under a key of {k.k.len} bytes does not fit cache "
-                f"{self.name!r}: its limit is {self.max_value_size} bytes; make the cache larger "
-                "(the limit is at least a sixty-fourth of its size), or split the value")
+                f"{self.name!r}: its limit is {self.max_value_size} bytes{less}; make the cache "
+                "larger (the limit is at least a sixty-fourth of its size), or split the value")
         return 0
 
     @cython.final

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import unittest
-from collections.abc import ItemsView, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import Callable, ItemsView, KeysView, Mapping, MutableMapping, ValuesView
 from typing import Any
 
 import pytest
 from support.names import unique_name
 
-from shmcache import Cache
+from shmcache import Cache, CacheClosed
 
 mapping_tests = pytest.importorskip(
     "test.mapping_tests", reason="this Python was installed without its own test suite"
@@ -152,3 +152,16 @@ def test_matches_mapping_patterns(cache: Cache) -> None:
             assert kind == "event"
         case _:
             pytest.fail("a Cache must match a mapping pattern")
+
+
+def test_views_of_a_closed_cache_are_refused(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache()
+    namespace = cache.namespace("n")
+    views = cache.keys()
+    cache.close()
+    for one in (cache, namespace):
+        for make in (one.keys, one.values, one.items):
+            with pytest.raises(CacheClosed):
+                make()
+    with pytest.raises(CacheClosed):
+        list(views)

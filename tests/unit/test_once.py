@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.processes import HANG_S, poll_until
 
-from shmcache import Cache, CacheFull, InitTimeout, ReentrantInit, _core, flights, once
+from shmcache import Cache, CacheClosed, CacheFull, InitTimeout, ReentrantInit, _core, flights, once
 
 
 def never() -> Any:
@@ -314,6 +314,20 @@ def test_closing_meanwhile_frees_the_waiters(open_cache: Callable[..., Cache], p
     with pytest.raises(ValueError, match="closed"):
         cache.get_or_init("k", factory)
     assert other.get_or_init("k", Counted(2), timeout=1) == 2
+
+
+def test_closing_frees_the_threads_that_wait(open_cache: Callable[..., Cache], pool: Any) -> None:
+    cache, gate = open_cache(), Gate()
+    first = pool.submit(cache.get_or_init, "k", gate)
+    assert gate.begun.wait(HANG_S)
+    second = pool.submit(cache.get_or_init, "k", never, timeout=2 * HANG_S)
+    poll_until(lambda: seats() == 1, what="one waits")
+    cache.close()
+    with pytest.raises(CacheClosed):
+        second.result(HANG_S)  # though the factory is still running
+    gate.go.set()
+    with pytest.raises(CacheClosed):
+        first.result(HANG_S)
 
 
 # ---------------------------------------------------------------------------------- async

@@ -320,6 +320,15 @@ class Calls:
             assert self.more.wait_for(lambda: self.all and self.all[-1][1] >= version, 30)
 
 
+def test_arguments_of_another_type_are_refused_at_once(cache: Cache) -> None:
+    slot = cache.slot()
+    with pytest.raises(TypeError, match="watch takes a callable, not int"):
+        slot.watch(5)  # type: ignore[arg-type]
+    for version in ("1", 1.5, None, True):
+        with pytest.raises(TypeError, match="version must be an int"):
+            slot.wait(version, 0)  # type: ignore[arg-type]
+
+
 def test_watch_calls_back_after_changes_only(
     cache: Cache, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -71,6 +71,7 @@ def _load(cache: Cache) -> tuple[Any, int]:
 @config.command("get")
 @click.argument("path", required=False, metavar="[KEY.PATH]")
 @_format_option
+@click.option("--json", "format_name", flag_value="json", help="The same as --format json.")
 @click.pass_obj
 @failing_clearly
 def get(name: str, path: str | None, format_name: str | None) -> None:

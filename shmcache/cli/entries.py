@@ -26,6 +26,7 @@ from shmcache.cli.values import (
     shown,
 )
 from shmcache.keys import Key
+from shmcache.limits import ttl_to_ms
 
 __all__ = ["delete", "get", "incr", "keys", "set_", "ttl"]
 
@@ -112,11 +113,28 @@ def _value(text: str, value_type: str) -> Any:
         raise click.BadParameter(f"no {value_type}: {error}", param_hint="VALUE") from None
 
 
+def _lifetime(
+    context: click.Context, parameter: click.Parameter, ttl: float | None
+) -> float | None:
+    """A ttl that the cache would refuse is a mistake on the command line."""
+    try:
+        ttl_to_ms(ttl)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return ttl
+
+
 @click.command("set")
 @cache_argument
 @click.argument("key")
 @click.argument("value")
-@click.option("--ttl", type=float, metavar="S", help="Seconds that it lives; without it, for ever.")
+@click.option(
+    "--ttl",
+    type=float,
+    callback=_lifetime,
+    metavar="S",
+    help="Seconds that it lives, more than 0; without it, for ever.",
+)
 @click.option(
     "--type",
     "value_type",

@@ -53,6 +53,7 @@ def test_get_prints_all_of_it_or_one_key(configured: Any) -> None:
     whole = json.loads(invoke("config", name, "get").stdout)
     assert whole["limits"] == CONFIG["limits"]
     assert whole["since"] == {"$datetime": "2026-01-02T00:00:00+00:00"}
+    assert json.loads(invoke("config", name, "get", "--json").stdout) == whole
     assert tomllib.loads(invoke("config", name, "get", "--format", "toml").stdout) == CONFIG
     assert invoke("config", name, "get", "title").stdout == "shop\n"
     assert invoke("config", name, "get", "limits.rps").stdout == "100\n"

@@ -132,7 +132,7 @@ def test_a_ttl_is_kept_and_printed(cache: Any) -> None:
     assert invoke("ttl", cache.name, "k", "--json").stdout == "null\n"
     assert "'gone'" in invoke("ttl", cache.name, "gone", status=1).stderr
     for wrong in ("0", "-1", "nan"):
-        assert "ttl" in invoke("set", cache.name, "k", "new", "--ttl", wrong, status=1).stderr
+        assert "ttl" in invoke("set", cache.name, "k", "new", "--ttl", wrong, status=2).stderr
     assert cache["k"] == "v"
 
 

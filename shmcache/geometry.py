@@ -21,6 +21,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from shmcache.errors import OutOfSharedMemory
+
 __all__ = [
     "MIN_SIZE_BYTES",
     "PROBATION_FRACTION",
@@ -264,7 +266,7 @@ def plan(
     cpu_count: CPUs that may run writers; read only if `shards` is None.
 
     Raises `ValueError` naming the argument, the value, and what would do; `TypeError` for what
-    is no int.
+    is no int; `OutOfSharedMemory` for a size that no number of shards can take.
     """
     numbers: dict[str, object] = {
         "size": size,
@@ -406,6 +408,11 @@ def _check_shards(room: int, shards: int, avg_entry_size: int, policy: str) -> N
 def _check_log_size(size: int, shards: int, shard: _Shard) -> None:
     if max(shard.main_units, shard.probation_units) > MAX_LOG_UNITS:
         most = MAX_LOG_UNITS * UNIT_BYTES
+        if shards == MAX_SHARDS:
+            raise OutOfSharedMemory(
+                f"size {size} is more than any cache can have: pass {MAX_SHARDS * most} bytes "
+                "('16TiB') at most, and no more than /dev/shm has free"
+            )
         raise ValueError(
             f"size {size} in {shards} shards makes a log larger than {most} bytes: pass more "
             f"shards (at most {MAX_SHARDS}), or a smaller size"

@@ -18,7 +18,7 @@ from collections.abc import (
     ValuesView,
 )
 from datetime import timedelta
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from shmcache import _core, keys
 from shmcache.errors import WouldBlock
@@ -30,6 +30,12 @@ __all__ = ["ABSENT", "Operations", "Ttl", "Versioned"]
 
 Ttl = float | timedelta | None
 V = TypeVar("V")
+if TYPE_CHECKING:  # `Versioned` alone is that of any value
+    from typing_extensions import TypeVar as WithDefault
+
+    W = WithDefault("W", default=Any)
+else:
+    W = TypeVar("W")
 
 
 class _Absent:
@@ -43,10 +49,10 @@ ABSENT: Final[Any] = _Absent()
 """No argument was passed, where None is one."""
 
 
-class Versioned(NamedTuple):
+class Versioned(NamedTuple, Generic[W]):
     """A value and the version that `cas` compares; see `Cache.gets`."""
 
-    value: Any
+    value: W
     version: int
 
 
@@ -155,7 +161,7 @@ class Operations(Once, MutableMapping[Any, V]):
 
     # ------------------------------------------------------------------- compare and swap
 
-    def gets(self, key: Key) -> Versioned | None:
+    def gets(self, key: Key) -> Versioned[V] | None:
         """The value of `key` with its version, or None. The version changes with every write to
         the key, and with nothing else."""
         seen = self._gets(key)

@@ -18,6 +18,7 @@ __all__ = ["bench"]
 @click.command()
 @click.option(
     "--seconds",
+    metavar="S",
     type=click.FloatRange(min=0.0, max=600.0),
     default=3.0,
     show_default=True,

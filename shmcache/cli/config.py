@@ -131,7 +131,11 @@ def _read_value(text: str, value_type: str | None) -> Any:
         raise click.BadParameter(f"no JSON: {error}", param_hint="VALUE") from None
 
 
-@config.command("set", context_settings={"ignore_unknown_options": True})
+@config.command(
+    "set",
+    short_help="Replace the configuration, or one key of it.",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("target", metavar="FILE|-|KEY.PATH")
 @click.argument("value", required=False)
 @click.option(
@@ -174,7 +178,7 @@ def set_(
     click.echo(f"version {version + 1}")
 
 
-@config.command("edit")
+@config.command("edit", short_help="Edit the configuration in an editor.")
 @_format_option
 @click.pass_obj
 @failing_clearly
@@ -248,7 +252,7 @@ def _keep(text: str, format_name: str, name: str) -> str:
     return file.name
 
 
-@config.command("watch")
+@config.command("watch", short_help="Print each change as a line of JSON.")
 @click.option("--now", is_flag=True, help="Print the present configuration first.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N lines.")
 @click.pass_obj

@@ -19,7 +19,7 @@ WIDE_COLUMNS = 110
 
 @click.command()
 @click.argument("name")
-@click.option("--ring", "rings", multiple=True, help="Only this ring. May be given many times.")
+@click.option("--ring", "rings", metavar="R", multiple=True, help="Only this ring; again for more.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables and charts.")
 @failing_clearly
 def latency(name: str, rings: tuple[str, ...], as_json: bool) -> None:

@@ -29,20 +29,34 @@ LINE_SECONDS = 2.0
 @click.option(
     "--workers",
     "-w",
+    metavar="N",
     type=click.IntRange(1, 1000),
     default=lambda: len(os.sched_getaffinity(0)),
     show_default="one for each CPU",
     help="Processes that share the cache.",
 )
-@click.option("--name", help="Cache to use, created if absent. Default: one of its own.")
-@click.option("--size", help="Shared memory of a new cache, such as 64MiB (at least 1MiB).")
-@click.option("--policy", type=click.Choice(["evict", "keep"]), help="Policy of a new cache.")
-@click.option("--shards", type=int, help="Shards of a new cache, a power of two.")
-@click.option("--avg-entry-size", type=int, help="Bytes of key and value, sizes the index.")
 @click.option(
-    "--repeat", type=click.IntRange(1), default=1, show_default=True, help="Times over the trace."
+    "--name", metavar="NAME", help="Cache to use, created if absent. Default: one of its own."
 )
-@click.option("--limit", type=click.IntRange(1), help="Only the first rows of the trace.")
+@click.option(
+    "--size", metavar="SIZE", help="Shared memory of a new cache, such as 64MiB (at least 1MiB)."
+)
+@click.option("--policy", type=click.Choice(["evict", "keep"]), help="Policy of a new cache.")
+@click.option("--shards", metavar="N", type=int, help="Shards of a new cache, a power of two.")
+@click.option(
+    "--avg-entry-size", metavar="BYTES", type=int, help="Bytes of key and value, sizes the index."
+)
+@click.option(
+    "--repeat",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Times over the trace.",
+)
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(1), help="Only the first N rows of the trace."
+)
 @click.option(
     "--start-method",
     type=click.Choice(["fork", "spawn"]),
@@ -171,7 +185,7 @@ def _print_report(report: ReplayReport) -> None:
             f"{tally.byte_hit_ratio:.2%}",
             f"{worker.operations_per_second:,.0f}",
             f"{tally.wrong:,}",
-            worker.failure or "",
+            worker.failure or "finished",
         )
     workers.add_row(
         "all",

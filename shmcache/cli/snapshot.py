@@ -69,14 +69,20 @@ def save(name: str, file: str, as_json: bool) -> None:
         )
 
 
-@snapshot.command()
+@snapshot.command(short_help="Load the entries in FILE into cache NAME.")
 @cache_argument
 @click.argument("file", type=_FILE)
-@click.option("--size", help="Size of a cache that is created, such as 64MiB. Default: as saved.")
 @click.option(
-    "--mode", default="600", show_default=True, help="Permissions of one, in octal, such as 660."
+    "--size", metavar="SIZE", help="Of a cache that is created, such as 64MiB. Default: as saved."
 )
-@click.option("--group", help="Group of one, by name or number.")
+@click.option(
+    "--mode",
+    metavar="0660",
+    default="0600",
+    show_default=True,
+    help="Permissions of one, in octal.",
+)
+@click.option("--group", metavar="G", help="Group of one, by name or number.")
 @_JSON
 @failing_clearly
 def load(

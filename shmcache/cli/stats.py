@@ -40,20 +40,28 @@ OTHERS = (
 
 @click.command()
 @click.argument("name")
+@click.option("--watch", is_flag=True, help="Print again and again, with rates, until ctrl-c.")
 @click.option(
-    "--watch",
-    is_flag=False,
-    flag_value=2.0,
-    default=None,
+    "--interval",
+    "-i",
+    metavar="S",
     type=click.FloatRange(min=0.05),
-    metavar="[SECONDS]",
-    help="Print again every SECONDS (2 without a number), with rates, until ctrl-c.",
+    help="With --watch: seconds between two (2).",
 )
-@click.option("--count", type=click.IntRange(1), help="With --watch: stop after so many.")
+@click.option(
+    "--count", "-n", metavar="N", type=click.IntRange(1), help="With --watch: stop after N."
+)
 @click.option("--shards", is_flag=True, help="Add a line for each shard.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch a line each time.")
 @failing_clearly
-def stats(name: str, watch: float | None, count: int | None, shards: bool, as_json: bool) -> None:
+def stats(
+    name: str,
+    watch: bool,
+    interval: float | None,
+    count: int | None,
+    shards: bool,
+    as_json: bool,
+) -> None:
     """Show what the cache NAME has counted since it was created, all processes together.
 
     Looking changes nothing: it counts as no client, and never waits for a writer.
@@ -61,19 +69,20 @@ def stats(name: str, watch: float | None, count: int | None, shards: bool, as_js
     \b
     Examples:
       shmcache stats app
-      shmcache stats app --watch 5 --shards
+      shmcache stats app --watch --interval 5 --shards
       shmcache stats app --json
     """
-    if count is not None and watch is None:
-        raise click.UsageError("--count goes with --watch")
+    for option, value in (("--interval", interval), ("--count", count)):
+        if value is not None and not watch:
+            raise click.UsageError(f"{option} goes with --watch")
     out = console()
     with Follower(name) as follower:
         earlier: Reading | None = None
         reading = follower.read()
         _print(out, reading, None, shards, as_json)
         try:
-            while watch is not None and (count := _one_less(count)) != 0:
-                time.sleep(watch)
+            while watch and (count := _one_less(count)) != 0:
+                time.sleep(interval or 2.0)
                 earlier = reading
                 try:
                     reading = follower.read()

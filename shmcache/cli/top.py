@@ -40,13 +40,14 @@ _LABEL_COLUMNS = 9  # of "memory", "writes", "waits" before bars and strips
 @click.option(
     "--interval",
     "-i",
+    metavar="S",
     type=click.FloatRange(min=0.05),
     default=1.0,
     show_default=True,
     help="Seconds between two frames.",
 )
 @click.option("--once", is_flag=True, help="Print one frame, after one interval, and stop.")
-@click.option("--count", "-n", type=click.IntRange(1), help="Stop after so many frames.")
+@click.option("--count", "-n", metavar="N", type=click.IntRange(1), help="Stop after N frames.")
 @failing_clearly
 def top(name: str, interval: float, once: bool, count: int | None) -> None:
     """Watch the cache NAME at work: rates, hit ratio, latencies, shards, clients.

@@ -23,8 +23,8 @@ def verify(name: str, as_json: bool) -> None:
 
     Each shard is locked while it is checked, about 200 ns an entry; a shard whose holder died is
     repaired first, as any write would. A finding means that bytes were damaged (a stray write, a
-    copied file, a bug): what shmcache promises does not hold for that part any more. docs/
-    invariants.md tells what each name means.
+    copied file, a bug): what shmcache promises does not hold for that part any more. What each
+    name means is in docs/invariants.md.
 
     \b
     Example:

@@ -99,10 +99,10 @@ def test_shards_have_a_line_each(open_cache: Callable[..., Cache]) -> None:
 
 def test_watching_prints_again_with_rates(cache: Cache) -> None:
     used(cache)
-    done = run("stats", cache.name, "--watch", "0.05", "--count", "3")
+    done = run("stats", cache.name, "--watch", "-i", "0.05", "--count", "3")
     assert done.stdout.count("hit ratio") == 3
     assert done.stdout.count("per second") == 2
-    lines = run("stats", cache.name, "--watch", "0.05", "--count", "3", "--json").stdout
+    lines = run("stats", cache.name, "--watch", "-i", "0.05", "--count", "3", "--json").stdout
     assert [json.loads(line)["entries"] for line in lines.splitlines()] == [1499] * 3
 
 
@@ -111,7 +111,7 @@ def test_watching_waits_for_a_cache_that_is_gone(
 ) -> None:
     cache = open_cache(cache_name, size="1MiB")
     process = subprocess.Popen(
-        [*SHMCACHE, "stats", cache_name, "--watch", "0.05", "--json"],
+        [*SHMCACHE, "stats", cache_name, "--watch", "-i", "0.05", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -157,8 +157,13 @@ def test_a_missing_cache_is_a_failure_and_wrong_usage_another(
     run(command, cache_name, "--nonsense", status=2)
 
 
-def test_count_without_watch_is_wrong_usage(cache_name: str) -> None:
-    assert "--watch" in run("stats", cache_name, "--count", "2", status=2).stderr
+@pytest.mark.parametrize("option", ["--count", "--interval"])
+def test_what_goes_with_watch_is_wrong_usage_without(cache_name: str, option: str) -> None:
+    assert "--watch" in run("stats", cache_name, option, "2", status=2).stderr
+
+
+def test_watch_takes_no_number(cache: Cache) -> None:
+    assert cache.name in run("stats", "--watch", cache.name, "-n", "1").stdout
 
 
 @pytest.mark.parametrize("command", ["stats", "latency", "top", "ls"])

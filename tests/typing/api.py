@@ -318,6 +318,12 @@ def namespaces(cache: Cache) -> None:
     assert_type(users.pop("a"), User)
     assert_type(users.pop("a", None), User | None)
     assert_type(users.popitem(), tuple[Any, User])
+    assert_type(users.setdefault("a", User(1)), User)
+    assert_type(users.setdefault("a"), User | None)
+    assert_type(users.gets("a"), Versioned[User] | None)
+    if seen := users.gets("a"):
+        assert_type(seen.value, User)
+        users.cas("a", seen.value, seen.version)
     assert_type(users.values(), ValuesView[User])
     assert_type(users.items(), ItemsView[Any, User])
     assert_type(users.alter("a", lambda user: User(user.id + 1)), User)
@@ -332,6 +338,7 @@ def namespaces(cache: Cache) -> None:
     assert_type(cache.namespace("plain").get("a"), Any | None)
     assert_type(cache.namespace("ids", list[int])["a"], list[int])
     users.set("a", 5)  # type: ignore[arg-type]
+    users.setdefault("a", "text")  # type: ignore[call-overload]
     users["a"] = "text"  # type: ignore[assignment]
     users.set_many({"a": 1})  # type: ignore[dict-item]
     cache.namespace(5)  # type: ignore[call-overload]

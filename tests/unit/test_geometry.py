@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmcache import geometry
+from shmcache import OutOfSharedMemory, geometry
 from shmcache.geometry import Geometry, parse_size, plan
 
 KIB = 1 << 10
@@ -245,7 +245,6 @@ def test_more_slots_than_fit_says_how_many_do() -> None:
         ({"slots": -1}, "slots -1"),
         ({"slot_capacity": 0}, "slot_capacity 0"),
         ({"cpu_count": 0}, "cpu_count 0"),
-        ({"size": 1 << 62}, "log larger"),
         ({"size": 170 * GIB, "shards": 1}, "log larger"),
     ],
 )
@@ -277,3 +276,15 @@ def test_the_structs_are_those_that_were_compiled() -> None:
     assert sys.byteorder == "little"
     for field in dataclasses.fields(Geometry):
         assert f"shm_superblock.{field.name}" in layout
+
+
+@pytest.mark.parametrize("policy", ["evict", "keep"])
+def test_a_size_that_no_number_of_shards_can_take(policy: str) -> None:
+    for shards in (None, geometry.MAX_SHARDS):
+        with pytest.raises(OutOfSharedMemory, match="16TiB"):
+            default_plan(size=100 << 40, shards=shards, policy=policy)
+        with pytest.raises(OutOfSharedMemory):
+            default_plan(size=1 << 62, shards=shards, policy=policy)
+    assert default_plan(size=16 << 40, policy=policy).shard_count == geometry.MAX_SHARDS
+    with pytest.raises(ValueError, match="more shards"):
+        default_plan(size=100 << 40, shards=4, policy=policy)

@@ -96,6 +96,18 @@ def test_every_room_has_a_level() -> None:
     assert sorted(rooms - LEVEL.keys()) == []
 
 
+def test_the_architecture_document_has_a_row_for_each_module() -> None:
+    rows = re.findall(
+        r"^\| (\d) \| ([^|]+) \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE
+    )
+    told = {
+        name.removesuffix("/"): int(level)
+        for level, cell in rows
+        for name in re.findall(r"`(\w+/?)(?:\.pyx?)?`", cell)
+    }
+    assert told == LEVEL
+
+
 @pytest.mark.parametrize("path", PYTHON, ids=identify)
 def test_a_file_imports_only_from_its_own_level_or_lower(path: Path) -> None:
     mine = room(path)

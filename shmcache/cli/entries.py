@@ -183,7 +183,7 @@ def delete(name: str, keys: tuple[str, ...], namespaces: tuple[str, ...], key_ty
     Example:
       shmcache del app user:1 user:2
     """
-    with opened_entries(name, namespaces) as entries:
+    with opened_entries(name, namespaces, decode=False) as entries:
         click.echo(entries.delete_many([key_of(key, key_type) for key in keys]))
 
 
@@ -203,7 +203,7 @@ def incr(name: str, key: str, delta: int, namespaces: tuple[str, ...], key_type:
       shmcache incr app hits
       shmcache incr app stock -3
     """
-    with opened_entries(name, namespaces) as entries:
+    with opened_entries(name, namespaces, decode=False) as entries:
         click.echo(entries.incr(key_of(key, key_type), delta))
 
 
@@ -220,7 +220,7 @@ def ttl(name: str, key: str, namespaces: tuple[str, ...], key_type: str, as_json
     Example:
       shmcache ttl app greeting
     """
-    with opened_entries(name, namespaces) as entries:
+    with opened_entries(name, namespaces, decode=False) as entries:
         try:
             left = entries.ttl(key_of(key, key_type))
         except KeyError:
@@ -260,7 +260,7 @@ def keys(
     """
     if prefix is not None and key_type == "int":
         raise click.UsageError("ints have no prefix: leave out --prefix, or --key-type int")
-    with opened_entries(name, namespaces) as entries:
+    with opened_entries(name, namespaces, decode=False) as entries:
         if prefix is not None:
             found = entries.scan(key_of(prefix, key_type or "str"))
         else:

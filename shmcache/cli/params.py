@@ -131,9 +131,11 @@ def opened(name: str, *, decode: bool = True) -> Iterator[Cache]:
 
 
 @contextlib.contextmanager
-def opened_entries(name: str, namespaces: tuple[str, ...]) -> Iterator[Cache | Namespace[Any]]:
+def opened_entries(
+    name: str, namespaces: tuple[str, ...], *, decode: bool = True
+) -> Iterator[Cache | Namespace[Any]]:
     """Open a cache, and a namespace of it if any is named, as `opened` does."""
-    with opened(name) as cache:
+    with opened(name, decode=decode) as cache:
         found: Cache | Namespace[Any] = cache
         for prefix in namespaces:
             found = found.namespace(prefix)

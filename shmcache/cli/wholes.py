@@ -34,7 +34,7 @@ def clear(name: str, namespaces: tuple[str, ...]) -> None:
       shmcache clear app
       shmcache clear app --namespace sessions
     """
-    with opened_entries(name, namespaces) as entries:
+    with opened_entries(name, namespaces, decode=False) as entries:
         entries.clear()
 
 

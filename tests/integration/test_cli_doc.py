@@ -44,6 +44,7 @@ def test_every_example_prints_what_the_page_says(open_cache: Any, tmp_path: Path
         done = subprocess.run(
             ["bash", "-c", re.sub(r"\bapp\b", cache.name, line)],
             env=env,
+            cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

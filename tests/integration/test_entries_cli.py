@@ -409,6 +409,30 @@ def test_a_command_that_draws_nothing_imports_nothing_that_draws(cache: Any) -> 
     assert done.stdout == "v\n[]\n"
 
 
+class Own:
+    """A codec that the command line has not."""
+
+    name = "own"
+
+    def encode(self, value: object) -> bytes:
+        return repr(value).encode()
+
+    def decode(self, data: memoryview) -> object:
+        return bytes(data).decode()
+
+
+def test_what_needs_no_value_works_whatever_the_codec_is(open_cache: Callable[..., Cache]) -> None:
+    cache = open_cache(codec=Own())
+    cache["a"], cache["b"] = [1], [2]
+    assert set(run("keys", cache.name).stdout.split()) == {b"a", b"b"}
+    assert run("ttl", cache.name, "a").stdout == b"never\n"
+    assert run("incr", cache.name, "hits").stdout == b"1\n"
+    assert run("del", cache.name, "a").stdout == b"1\n"
+    assert "codec" in invoke("get", cache.name, "b", status=1).stderr
+    run("clear", cache.name)
+    assert len(cache) == 0
+
+
 def test_ls_lists_it(new_name: Callable[[], str]) -> None:
     name = new_name()
     with Cache(name, size="1MiB"):

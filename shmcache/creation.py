@@ -120,6 +120,11 @@ def create(request: Request) -> Attachment | None:
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise _no_room(request.name, request.plan(), error) from error
+        if error.errno == errno.ENOENT:
+            raise errors.OutOfSharedMemory(
+                f"cannot create cache {request.name!r}: this system has no {SHM_DIR}; mount a tmpfs "
+                f"there (mount -t tmpfs -o mode=1777 tmpfs {SHM_DIR})"
+            ) from error
         if error.errno == errno.EROFS:
             raise errors.NotPermitted(read_only(request.name)) from error
         raise

@@ -82,7 +82,6 @@ logger = logging.getLogger("shmcache")
 _FIRST_PAUSE_SECONDS = 200e-6  # creating a small cache takes a millisecond
 _LONGEST_PAUSE_SECONDS = 20e-3
 
-_MAGIC = LAYOUT["SHM_MAGIC"].to_bytes(8, "little")
 _POLICY = LAYOUT["shm_superblock.policy"]
 
 
@@ -344,11 +343,10 @@ def _replace(request: Request, mapping: Mapping, error: errors.ShmcacheError) ->
 def _says_keep(mapping: Mapping) -> bool:
     """Whether a segment that may be damaged, or another version's, claims the policy "keep".
 
-    The place of the magic and the policy is the same in every layout version.
+    The policy has the same place in every layout version. It counts also where the magic is damaged:
+    what says "keep" by accident is refused, which unlink mends; what is dropped is gone.
     """
     if mapping.size < LAYOUT["SHM_SUPERBLOCK_SIZE"]:
-        return False
-    if bytes(memoryview(mapping)[:8]) != _MAGIC:
         return False
     return load_word(mapping, _POLICY) == POLICIES["keep"]
 

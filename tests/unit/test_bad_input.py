@@ -261,9 +261,13 @@ def test_a_system_without_dev_shm_has_no_caches() -> None:
         import shmcache
         assert os.system("mount -t tmpfs tmpfs /dev") == 0
         print(shmcache.list_caches())
+        try:
+            shmcache.Cache("new")
+        except shmcache.OutOfSharedMemory as error:
+            print(error)
         """)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "[]\n"
+    assert done.stdout.startswith("[]\ncannot create cache 'new': this system has no /dev/shm;")
 
 
 # --------------------------------------------------------------------------- other users

@@ -41,6 +41,10 @@ def damage_version(path: Path) -> None:
     patch(path, LAYOUT["shm_superblock.layout_version"], struct.pack("<I", 99))
 
 
+def damage_magic(path: Path) -> None:
+    patch(path, LAYOUT["shm_superblock.magic"], b"\xff" * 8)
+
+
 def damage_signature(path: Path) -> None:
     patch(path, LAYOUT["shm_superblock.signature"], b"\xff" * 8)
 
@@ -82,6 +86,7 @@ def punch(path: Path) -> None:
 
 DAMAGES = {
     damage_version: errors.LayoutMismatch,
+    damage_magic: errors.CorruptSegment,
     damage_signature: errors.LayoutMismatch,
     damage_geometry: errors.CorruptSegment,
     damage_all: errors.CorruptSegment,
@@ -112,7 +117,7 @@ def test_an_unusable_leftover_is_replaced(
     assert leftovers(cache_name) == []
 
 
-@pytest.mark.parametrize("damage", [damage_version, damage_geometry, truncate, copy])
+@pytest.mark.parametrize("damage", [damage_version, damage_magic, damage_geometry, truncate, copy])
 def test_an_unusable_leftover_of_policy_keep_is_kept(
     cache_name: str, damage: Callable[[Path], None]
 ) -> None:

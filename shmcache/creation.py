@@ -122,8 +122,8 @@ def create(request: Request) -> Attachment | None:
             raise _no_room(request.name, request.plan(), error) from error
         if error.errno == errno.ENOENT:
             raise errors.OutOfSharedMemory(
-                f"cannot create cache {request.name!r}: this system has no {SHM_DIR}; mount a tmpfs "
-                f"there (mount -t tmpfs -o mode=1777 tmpfs {SHM_DIR})"
+                f"cannot create cache {request.name!r}: this system has no {SHM_DIR}; mount a "
+                f"tmpfs there (mount -t tmpfs -o mode=1777 tmpfs {SHM_DIR})"
             ) from error
         if error.errno == errno.EROFS:
             raise errors.NotPermitted(read_only(request.name)) from error

@@ -343,8 +343,8 @@ def _replace(request: Request, mapping: Mapping, error: errors.ShmcacheError) ->
 def _says_keep(mapping: Mapping) -> bool:
     """Whether a segment that may be damaged, or another version's, claims the policy "keep".
 
-    The policy has the same place in every layout version. It counts also where the magic is damaged:
-    what says "keep" by accident is refused, which unlink mends; what is dropped is gone.
+    The policy has the same place in every layout version. It counts also where the magic is
+    damaged: what says "keep" by accident is refused, which unlink mends; what is dropped is gone.
     """
     if mapping.size < LAYOUT["SHM_SUPERBLOCK_SIZE"]:
         return False

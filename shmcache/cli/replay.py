@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from typing import Literal
 
 import click
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from shmcache import trace as traces
 from shmcache.cli.output import console, duration_text, failing_clearly, size_text
 from shmcache.cli.params import TraceName
+from shmcache.cli.progress import Display
 from shmcache.readthrough import Latency
 from shmcache.replay import Progress, ReplayReport
 from shmcache.replay import replay as run_replay
-
-LINE_SECONDS = 2.0
-"""Time between two lines of progress where there is no terminal to draw a bar on."""
 
 
 @click.command()
@@ -114,51 +110,34 @@ def replay(
         sys.exit(1)
 
 
-class _Display:
-    """Live progress on stderr: a bar on a terminal, else a line every LINE_SECONDS.
-
-    It draws when it is told of progress, and starts no thread: workers are forked meanwhile.
-    """
+class _Display(Display):
+    """Progress of a replay. It starts no thread: workers are forked meanwhile."""
 
     def __init__(self) -> None:
-        self._console = console(stderr=True)
-        self._bar = Bar(
+        super().__init__(
             TextColumn("replay"),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
-            console=self._console,
+            description="replay",
             auto_refresh=False,
-            transient=True,
-            disable=not self._console.is_terminal,
+            total=None,
+            status="starting",
         )
-        self._task = self._bar.add_task("replay", total=None, status="starting")
-        self._next_line = time.monotonic() + LINE_SECONDS
-
-    def __enter__(self) -> _Display:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._bar.stop()
 
     def show(self, progress: Progress) -> None:
         """Draw where the replay stands."""
         tally = progress.tally
         rate = tally.operations / progress.seconds if progress.seconds else 0.0
         status = f"{rate:,.0f} ops/s, hit ratio {tally.hit_ratio:.2%}, {tally.wrong} wrong values"
-        self._bar.update(
-            self._task,
+        self._draw(
+            f"replay: {tally.requests / max(1, progress.total_requests):.0%}, {status}",
             total=progress.total_requests,
             completed=tally.requests,
             status=status,
             refresh=True,
         )
-        if self._bar.disable and time.monotonic() >= self._next_line:
-            self._next_line += LINE_SECONDS
-            done = tally.requests / progress.total_requests
-            click.echo(f"replay: {done:.0%}, {status}", err=True)
 
 
 def _print_report(report: ReplayReport) -> None:

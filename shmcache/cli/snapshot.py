@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from datetime import datetime
 
 import click
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-from rich.progress import Progress as Bar
 
 from shmcache import snapshot as snapshots
-from shmcache.cli.output import console, failing_clearly, size_text
+from shmcache.cli.output import failing_clearly, size_text
 from shmcache.cli.params import cache_argument
+from shmcache.cli.progress import Display
 from shmcache.observer import observe
 from shmcache.snapshot import SnapshotProgress
-
-LINE_SECONDS = 2.0
-"""Time between two lines of progress where there is no terminal to draw a bar on."""
 
 _FILE = click.Path(dir_okay=False)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -157,40 +153,25 @@ def _count(entries: int, slots: int) -> str:
     return f"{text} and {slots} swap slot{'s' if slots > 1 else ''}" if slots else text
 
 
-class _Display:
-    """Live progress on stderr: a bar on a terminal, else a line every LINE_SECONDS."""
+class _Display(Display):
+    """Progress of a save or a load."""
 
     def __init__(self) -> None:
-        self._console = console(stderr=True)
-        self._bar = Bar(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[entries]:,} entries"),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
+            description="",
+            total=1.0,
+            entries=0,
         )
-        self._task = self._bar.add_task("", total=1.0, entries=0)
-        self._next_line = time.monotonic() + LINE_SECONDS
-
-    def __enter__(self) -> _Display:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._bar.stop()
 
     def show(self, progress: SnapshotProgress) -> None:
         """Draw how far it has got."""
-        self._bar.update(
-            self._task,
+        self._draw(
+            f"{progress.phase}: {progress.fraction:.0%}, {progress.entries:,} entries",
             description=progress.phase,
             completed=progress.fraction,
             entries=progress.entries,
         )
-        if self._bar.disable and time.monotonic() >= self._next_line:
-            self._next_line += LINE_SECONDS
-            click.echo(
-                f"{progress.phase}: {progress.fraction:.0%}, {progress.entries:,} entries", err=True
-            )

@@ -383,7 +383,7 @@ def test_warnings_of_what_did_not_fit(open_cache: Callable[..., Cache], tmp_path
 def test_lines_of_progress_without_a_terminal(
     filled: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["shmcache.cli.snapshot"], "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["shmcache.cli.progress"], "LINE_SECONDS", 0.0)
     done = CliRunner().invoke(main, ["snapshot", "save", filled.name, str(tmp_path / "a")])
     lines = done.stderr.splitlines()
     assert len(lines) > 1 and "\x1b" not in done.stderr

@@ -47,8 +47,10 @@ OUTAGES: Final = (
     errors.LockTimeout,
     errors.InitTimeout,
     errors.DecodeError,
+    errors.KeyTooLarge,
 )
-"""What is no mistake of the call: the cache, or what somebody left in it, is at fault."""
+"""What a request must not fail for: the cache, or what somebody left in it, is at fault. Or a
+client, whose URL made a key of more than 65,535 bytes: nothing can be stored there."""
 
 RETRY_SECONDS: Final = 1.0
 """Time between two attempts to open a cache that cannot be opened."""

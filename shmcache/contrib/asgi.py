@@ -274,7 +274,7 @@ class _Call:
         except errors.InitTimeout:
             if self.answered:
                 raise  # the application's own; else somebody else's response takes its time
-        except (*OUTAGES, errors.KeyTooLarge) as error:
+        except OUTAGES as error:
             if self.answered or (
                 self.connection.on_error == "raise" and not isinstance(error, errors.KeyTooLarge)
             ):
@@ -426,7 +426,7 @@ class _Call:
         """What became of the storing, once the client has its answer: nothing that concerns it."""
         if error is None or isinstance(error, _Incomplete):
             return
-        if not isinstance(error, (*OUTAGES, errors.KeyTooLarge)):
+        if not isinstance(error, OUTAGES):
             raise error
         self.connection.log(error)
 

@@ -190,6 +190,7 @@ cdef extern from "core.h" nogil:
     cbool shm_word_current(uint64_t *slot, uint64_t word)
     int shm_slot_entry(const shm_view *v, uint32_t shard, uint32_t i, shm_hit *hit)
     void shm_prefetch_bucket(const shm_view *v, uint64_t hash)
+    void shm_prefetch_bucket_own(const shm_view *v, uint64_t hash)
     void shm_prefetch_entry(const shm_view *v, uint64_t hash)
     void shm_bytes_copy(void *to, const void *frm, size_t n)
 

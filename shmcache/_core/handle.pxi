@@ -64,6 +64,7 @@ cdef class Handle(Reads):
         cdef uint64_t ttl_ms = _ttl_ms(ttl, self.default_ttl_ms)
 
         keep = _encode_key_for_write(self, key, &k)
+        shm_prefetch_bucket_own(&self.view, k.k.hash)
         keep_value = _encode_value(self, value, &v)
         self.check_size(&k, &v, ttl_ms)
         self.again()  # the codec may have run anything
@@ -298,6 +299,7 @@ cdef class Handle(Reads):
                 f"{delta} {'to' if sign > 0 else 'from'} {key!r:.80} of cache {self.name!r}, or "
                 f"starting at {initial} is past that; it was left as it is") from None
         shard = shm_shard_of(&self.view, k.k.hash)
+        shm_prefetch_bucket_own(&self.view, k.k.hash)
         memset(&p, 0, sizeof(p))
         self.acquire(shard, timeout)
         now = shm_now_ms()

@@ -175,6 +175,30 @@ static inline uint64_t shm_log_pad(shm_op *op, uint32_t l, uint64_t pos)
     return pos;
 }
 
+/* First thing in the lock, of whoever is going to append: the lines that a write needs come from
+ * other cores and from memory while the key is looked up, not one after the other.  These are the
+ * note's and the log's header lines, three lines at each tail (an entry of the usual size), and
+ * the entry at each head, which is examined next.  Addresses come from positions that nobody has
+ * checked yet; masked, they lie near the log, and a prefetch never faults. */
+static inline void shm_prefetch_logs(const shm_op *op)
+{
+    shm_prefetch_own(&op->sh->note);
+    shm_prefetch_own(&op->sh->head);
+    for (uint32_t l = 0; l < 2; l++) {
+        const shm_log_view *g = &op->v->log[l];
+        const uint8_t *base = shm_log_base(op->v, op->sh, l), *head, *tail;
+        if (g->units == 0)
+            continue;
+        tail = base + (RD(&op->sh->tail[l]) & g->off_mask) * SHM_UNIT;
+        shm_prefetch_own(tail);
+        shm_prefetch_own(tail + SHM_LINE);
+        shm_prefetch_own(tail + 2 * SHM_LINE);
+        head = base + (RD(&op->sh->head[l]) & g->off_mask) * SHM_UNIT;
+        __builtin_prefetch(head);
+        __builtin_prefetch(head + SHM_LINE);
+    }
+}
+
 /* Where the next n units go, a pad written first where they do not fit before the end.  The
  * caller made sure of the room.  Returns the position; the tail has not passed it yet. */
 static inline uint64_t shm_log_reserve(shm_op *op, uint32_t l, const shm_log_state *st, uint32_t n)

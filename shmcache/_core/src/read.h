@@ -169,6 +169,13 @@ static inline void shm_prefetch_bucket(const shm_view *v, uint64_t hash)
     __builtin_prefetch(shm_index_of(v, sh) + (uint64_t)shm_home_bucket(v, hash) * SHM_BUCKET_SLOTS);
 }
 
+/* Before taking the shard to write a key: its bucket, whose slot will be stored. */
+static inline void shm_prefetch_bucket_own(const shm_view *v, uint64_t hash)
+{
+    shm_shard *sh = shm_shard_at(v, shm_shard_of(v, hash));
+    shm_prefetch_own(shm_index_of(v, sh) + (uint64_t)shm_home_bucket(v, hash) * SHM_BUCKET_SLOTS);
+}
+
 static inline void shm_prefetch_entry(const shm_view *v, uint64_t hash)
 {
     shm_shard *sh = shm_shard_at(v, shm_shard_of(v, hash));

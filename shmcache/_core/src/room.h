@@ -43,6 +43,8 @@
 #define SHM_PACE 2u
 #define SHM_SECOND_CHANCES 16u /* re-appends in a row before an eviction is forced (k of
                                   docs/eviction.md: 16 costs at most 1 % of the hits, 4 up to 5 %) */
+#define SHM_AHEAD_SIZE (4u << 20) /* bytes of segment from which on shm_prefetch_next pays */
+#define SHM_AHEAD_KEY 64u      /* bytes: longer keys are not hashed twice, shm_prefetch_next */
 #define SHM_SWEEP_STEP 32u     /* slots: four cache lines, and about 16 entry headers */
 #define SHM_SWEEP_MOST 4096u   /* slots that one write sweeps at most: about 100 us */
 #define SHM_SWEEP_AGAIN_MS 1000u /* a round that finds little is made once in this time */
@@ -186,6 +188,36 @@ static inline void shm_move(shm_op *op, uint32_t slot, const shm_hit *hit, uint6
     op->changed++;
 }
 
+/* The next step of the head will wait for its entry, and then for the bucket of that entry's key:
+ * ask for that bucket while this entry of `units` is dealt with, and for the entry that comes third
+ * if all have one size.  Mostly it is the first step of a later write that gains: with 64 MiB and
+ * 100,000 keys, or new ones, a set takes a tenth less.  In a segment that the CPU's caches hold it
+ * would only cost (7 ns). */
+static inline void shm_prefetch_next(const shm_op *op, uint32_t l, const shm_log_state *st,
+                                     uint32_t units)
+{
+    const shm_log_view *g = &op->v->log[l];
+    uint64_t off = (uint64_t)shm_pos_off(g, st->head) + units;
+    const uint8_t *p = shm_log_base(op->v, op->sh, l) + off * SHM_UNIT;
+    uint64_t first, hash;
+    uint16_t key_len;
+    uint8_t flags;
+
+    if (op->v->total_size < SHM_AHEAD_SIZE)
+        return;
+    __builtin_prefetch(p + 2ull * units * SHM_UNIT);
+    if (units >= st->used || off + (sizeof(shm_entry) + 8 + SHM_AHEAD_KEY) / SHM_UNIT >= g->units)
+        return; /* nothing follows, or not in one piece */
+    first = RD((const uint64_t *)p);
+    key_len = (uint16_t)(first >> 32);
+    flags = (uint8_t)(first >> 48);
+    if (key_len > SHM_AHEAD_KEY || (flags & SHM_K_PAD))
+        return;
+    hash = shm_key_hash(op->v->seed, flags & (uint8_t)~SHM_K_EXPIRES,
+                        p + sizeof(shm_entry) + (flags & SHM_K_EXPIRES ? 8 : 0), key_len);
+    __builtin_prefetch(op->index + (uint64_t)shm_home_bucket(op->v, hash) * SHM_BUCKET_SLOTS);
+}
+
 static int shm_make_room(shm_op *op, uint32_t l, uint32_t n);
 
 /* Advance the head of log `l` over one entry.  `force`: evict it if the policy ever may.
@@ -215,8 +247,6 @@ static int shm_head_step(shm_op *op, uint32_t l, bool force)
             shm_log_advance_head(op, l, st.head, (uint32_t)first);
             return SHM_HIT;
         }
-        __builtin_prefetch(p + 8 * SHM_LINE); /* the log is walked in order, but not by a loop
-                                                 that the hardware would see through */
     }
     if (!shm_parse_entry(v, op->sh, shm_make_word(0, l, st.head, 0), &hit))
         return SHM_CORRUPT;
@@ -224,6 +254,7 @@ static int shm_head_step(shm_op *op, uint32_t l, bool force)
     if (units > st.used || units > v->max_entry_units)
         return SHM_CORRUPT;
     FAULT(head_examined);
+    shm_prefetch_next(op, l, &st, (uint32_t)units);
     hash = shm_key_hash(v->seed, hit.key_kind, hit.key, hit.key_len);
     slot = shm_slot_of_entry(op, hash, l, st.head);
     if (slot == SHM_NO_SLOT) { /* dead */

@@ -360,7 +360,10 @@ static int shm_store_found(shm_op *op, const shm_key *key, shm_found *f, shm_put
 static int shm_store(shm_op *op, const shm_key *key, shm_put *put)
 {
     shm_found f;
-    int r = shm_lookup(op, key, &f);
+    int r;
+
+    shm_prefetch_logs(op);
+    r = shm_lookup(op, key, &f);
     return r == SHM_HIT ? shm_store_found(op, key, &f, put) : r;
 }
 
@@ -404,8 +407,10 @@ static int shm_count_by(shm_op *op, const shm_key *key, int64_t delta, bool down
 {
     shm_found f;
     int64_t old = initial;
-    int r = shm_lookup(op, key, &f);
+    int r;
 
+    shm_prefetch_logs(op);
+    r = shm_lookup(op, key, &f);
     if (r != SHM_HIT)
         return r;
     if (f.slot != SHM_NO_SLOT && !f.expired) {

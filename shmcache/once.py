@@ -26,7 +26,6 @@ no lock of its own while a factory runs.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 import time
@@ -35,11 +34,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from shmcache import _core, errors, flights, limits
 from shmcache.flights import AGAIN, MISS, VALUE, WATCHERS, Ident, Seat
 from shmcache.keys import Key
+
+if TYPE_CHECKING:
+    import asyncio  # 10 ms of every import: it is loaded where a loop runs, and has it already
 
 __all__ = ["Lifetime", "Once"]
 
@@ -323,6 +325,8 @@ def _unstored(call: _Call, value: Any, lease: int, lock_timeout: float) -> tuple
 
 async def _ainitialise(call: _Call, factory: Callable[[], Awaitable[T]]) -> T:
     """aget_or_init where the key is missing."""
+    import asyncio
+
     crew = call.flights
     loop = asyncio.get_running_loop()
     while True:
@@ -407,6 +411,8 @@ async def _alead(call: _Call, factory: Callable[[], Awaitable[Any]]) -> tuple[An
 
 async def _patiently(call: _Call, attempt: Callable[[], T]) -> T:
     """Repeat what raises WouldBlock, for as long as `lock_timeout` would wait."""
+    import asyncio
+
     until = time.monotonic() + call.patience
     pause = 0.0
     while True:
@@ -420,6 +426,8 @@ async def _patiently(call: _Call, attempt: Callable[[], T]) -> T:
 
 
 async def _await_lease(call: _Call, word: int, seconds: float) -> None:
+    import asyncio
+
     crew = call.flights
     if crew.watching >= WATCHERS:
         await asyncio.sleep(min(seconds, 0.005))

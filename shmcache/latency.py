@@ -8,7 +8,7 @@ A ring has two memories. What is *kept* is the newest `capacity` samples: `recen
 `rate`, `percentile` and the percentiles of `summary` are about them. The *totals* are over the
 ring's lifetime, or since `clear`: `histogram`, and count, mean and max of `summary`.
 
-Precision. A kept duration is off by 0.05% at most, and exact below 1,024 ns; its range is 0 to
+Precision. A kept duration is off by 0.1% at most, and exact below 1,024 ns; its range is 0 to
 104 days. Totals are exact. A bucket of the histogram is 1/16 as wide as its lower bound (in a
 cache below 4 MiB, where rings get less room: 1/8 or 1/4). Times are those of the clock that expiry
 uses, 1 to 4 ms coarse, in milliseconds since the cache was created, modulo 2.2 years.

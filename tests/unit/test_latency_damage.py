@@ -27,7 +27,7 @@ from shmcache import (
 MAX_NS = 1 << 53
 
 
-ERROR = 1 / 2047  # of a kept sample: half a step of 2**10 for each power of two is 1 / 2048
+ERROR = 1 / 1024  # of a kept sample: a step of 2**10 for each power of two
 
 
 def near(seconds: float) -> Any:

@@ -81,8 +81,9 @@ def unpack(package: str, stem: str) -> Path:
 
 def download(requirement: str) -> None:
     """The source distribution, by pip; once more where the registry is slow or has hiccups."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
-    pip += ["--no-binary", ":all:", "--timeout", "30", "--retries", "3", "-d", str(WORK)]
+    package = requirement.partition("==")[0]  # what builds it may come as wheels
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(WORK)]
+    pip += ["--no-binary", package, "--timeout", "30", "--retries", "3"]
     for attempt in (1, 2):
         done = subprocess.run(
             [*pip, requirement], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False

@@ -112,7 +112,7 @@ def test_set_stores_a_file(file_name: str, text: str, cache: Any, tmp_path: Path
     [
         ("a.toml", "a = 1\nb = \n", "a.toml:2:5: "),
         ("a.toml", "a = 1\na = 2\n", "a.toml:2:6: "),
-        ("a.json", '{\n "a": 1,\n}', "a.json:3:1: "),
+        ("a.json", '{\n "a": 1\n "b": 2}', "a.json:3:2: "),
         ("a.toml", "a = 1\nb = 'ü", "a.toml:2"),
     ],
 )
